@@ -1,0 +1,1 @@
+"""The virtual cell and the simulated sensor: elastomer contact, optics, protocol servers."""
