@@ -1,0 +1,1 @@
+"""Devices, marker segmentation, indentation plans, guard, clock and bags."""

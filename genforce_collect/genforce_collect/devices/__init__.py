@@ -1,0 +1,1 @@
+"""Drivers of real devices; their virtual twins stand in genforce_sim.devices."""

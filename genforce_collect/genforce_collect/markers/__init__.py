@@ -1,0 +1,1 @@
+"""From camera frame or taxels to the marker image."""
