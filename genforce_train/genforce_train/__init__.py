@@ -1,0 +1,1 @@
+"""Data sets, marker-to-marker and force models, evaluation and export."""

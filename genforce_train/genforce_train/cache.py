@@ -1,0 +1,419 @@
+"""A packed, memory-mapped copy of labelled contacts: bits stay bits, any contact at once.
+
+    <cache>/bits.npy      (frames, 38400) uint8     <cache>/index.json
+    <cache>/<label>.npy   (frames, ...) one a field of `dataset.Contact`
+    <cache>/references.npy, rest_bits.npy, rest_wrench.npy
+
+It is built once from a layout folder, or from any stream of contacts (bags, simulation).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from genforce_collect.errors import DataError
+from genforce_collect.layout import HEIGHT, NOT_FINITE, PACKED, WIDTH, Contact, ContactKey, Layout
+
+FORMAT = 1
+LABELS = {
+    "wrench": (np.float64, (6,)),
+    "pose": (np.float64, (6,)),
+    "depth": (np.float64, ()),
+    "phase": (np.uint8, ()),
+    "stamp_ns": (np.int64, ()),
+    "wrench_age": (np.float64, ()),
+    "pose_age": (np.float64, ()),
+    "flags": (np.uint32, ()),
+}
+UNSEEN_INDENTERS = ("sphere_s", "triangle", "pacman", "cone", "wave", "torus", "dots")
+Progress = Callable[[str, int, int], None]
+# Of each sensor by name: reference (38400,), rest frames (n, 38400) and their wrench (n, 6).
+Sensors = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def silent(text: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+class Cache:
+    """Random access to contacts, frames and references. Read-only; safe to share with workers."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a cache. Raises `DataError` where there is none or it is of another format."""
+        self.folder = Path(folder)
+        try:
+            self._index = json.loads((self.folder / "index.json").read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.folder}: not a data cache: {error}") from error
+        if self._index.get("format") != FORMAT:
+            raise DataError(f"{self.folder}: cache of another format; delete it, it is rebuilt")
+        self.keys = [ContactKey(s, i, n) for s, i, n in self._index["keys"]]
+        self.bounds = np.array(self._index["bounds"], np.int64)  # (contacts + 1,)
+        self.problems: list[str] = self._index["problems"]  # contacts that were left out, and why
+        self.sources: list[dict[str, Any]] = self._index["sources"]  # one a contact
+        self._row = {key: row for row, key in enumerate(self.keys)}
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
+        # A worker opens the files itself: memory maps would travel as copies of all they show.
+        return Cache, (self.folder,)
+
+    def __len__(self) -> int:
+        """Number of contacts."""
+        return len(self.keys)
+
+    @property
+    def frames(self) -> int:
+        """Number of frames of all contacts."""
+        return int(self.bounds[-1])
+
+    @property
+    def sensors(self) -> list[str]:
+        """Sensors with a reference, in order."""
+        return list(self._index["sensors"])
+
+    @cached_property
+    def bits(self) -> np.ndarray:
+        """(frames, 38400) uint8, memory-mapped."""
+        return self.array("bits")
+
+    @cached_property
+    def wrench(self) -> np.ndarray:
+        """(frames, 6) N and N m, memory-mapped."""
+        return self.array("wrench")
+
+    def array(self, name: str) -> np.ndarray:
+        """One of the cache's arrays, memory-mapped."""
+        path = self.folder / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: damaged cache; delete {self.folder}: {error}") from error
+
+    def require_finite_labels(self) -> None:
+        """Raises `DataError` where contacts were left out for labels that are NaN or infinite: what
+        else came of the program that wrote them may be wrong as well."""
+        bad = [problem for problem in self.problems if NOT_FINITE in problem]
+        if bad:
+            more = f" (and {len(bad) - 1} more contacts)" if len(bad) > 1 else ""
+            raise DataError(f"{bad[0]}{more}")
+
+    def rows(self, contact: int) -> slice:
+        """Frames of one contact."""
+        return slice(int(self.bounds[contact]), int(self.bounds[contact + 1]))
+
+    def contact(self, key: ContactKey) -> Contact:
+        """One contact with all its fields."""
+        row = self._row[key]
+        labels = {name: np.array(self.array(name)[self.rows(row)]) for name in LABELS}
+        return Contact(
+            key=key,
+            bits=np.array(self.bits[self.rows(row)]),
+            source=self.sources[row],
+            **labels,
+        )
+
+    def reference(self, sensor: str) -> np.ndarray:
+        """Packed no-contact image (38400,). Raises `DataError` where the sensor has none."""
+        if sensor not in self._index["sensors"]:
+            raise DataError(
+                f"{self.folder}: no reference of sensor '{sensor}'; record frames without contact"
+            )
+        return np.array(self.array("references")[self._index["sensors"].index(sensor)])
+
+    def rest(self, sensor: str) -> tuple[np.ndarray, np.ndarray]:
+        """Frames without contact: packed (n, 38400) and wrench (n, 6)."""
+        start, stop = self.rest_rows(sensor)
+        return np.array(self.array("rest_bits")[start:stop]), np.array(
+            self.array("rest_wrench")[start:stop]
+        )
+
+    def rest_rows(self, sensor: str) -> tuple[int, int]:
+        """First and last + 1 row of a sensor in `rest_bits` and `rest_wrench`."""
+        start, stop = self._index["rest"][sensor]
+        return int(start), int(stop)
+
+    def sensor_numbers(self) -> np.ndarray:
+        """Place in `sensors` of each frame's sensor, frames at rest last."""
+        numbers = {name: number for number, name in enumerate(self.sensors)}
+        result = np.zeros(self.frames + sum(b - a for a, b in self._index["rest"].values()), int)
+        for row, key in enumerate(self.keys):
+            result[self.rows(row)] = numbers.get(key.sensor, 0)
+        for name, number in numbers.items():
+            start, stop = self.rest_rows(name)
+            result[self.frames + start : self.frames + stop] = number
+        return result
+
+    def select(
+        self, sensors: Iterable[str] | None = None, indenters: Iterable[str] | None = None
+    ) -> list[int]:
+        """Contacts of these sensors and indenters (all without), in order."""
+        sensors = None if sensors is None else set(sensors)
+        indenters = None if indenters is None else set(indenters)
+        return [
+            row
+            for row, key in enumerate(self.keys)
+            if (sensors is None or key.sensor in sensors)
+            and (indenters is None or key.indenter in indenters)
+        ]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Contacts by use."""
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+
+
+def split_contacts(
+    cache: Cache,
+    contacts: Sequence[int],
+    seed: int,
+    validation: float = 0.1,
+    unseen: Sequence[str] = (),
+    few_shot: int | None = None,
+) -> Split:
+    """Whole contacts by use: those of `unseen` indenters are the test set, a part of every other
+    indenter's is for validation, and at most `few_shot` an indenter are for training.
+
+    The same number of an indenter falls alike for every sensor, so that sensors can be compared.
+    Deterministic in seed and keys, whatever else the cache holds.
+    """
+    test = [row for row in contacts if cache.keys[row].indenter in set(unseen)]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for row in contacts:
+        key = cache.keys[row]
+        if key.indenter not in set(unseen):
+            groups.setdefault((key.sensor, key.indenter), []).append(row)
+    train, held = [], []
+    for group in groups.values():
+        drawn = sorted(group, key=lambda row: _draw(seed, cache.keys[row]))
+        count = max(1, round(validation * len(drawn))) if validation and len(drawn) > 1 else 0
+        held += drawn[:count]
+        train += drawn[count:][:few_shot]
+    return Split(sorted(train), sorted(held), sorted(test))
+
+
+def _draw(seed: int, key: ContactKey) -> bytes:
+    return hashlib.sha256(f"{seed}/{key.indenter}/{key.number}".encode()).digest()
+
+
+# --- building ---------------------------------------------------------------------------------
+
+
+def open_layout(
+    root: str | Path, cache: str | Path | None = None, progress: Progress = silent
+) -> Cache:
+    """The cache of a layout folder (kept in `<root>/.cache`), built where it is absent or older
+    than what it holds. Contacts that cannot be read are left out and named in `problems`."""
+    layout = Layout(root)
+    folder = Path(cache) if cache else layout.root / ".cache"
+    keys = layout.contacts()
+    if not keys:
+        raise DataError(f"{layout.root}: no contacts there; `genforce dataset build` makes them")
+    problems: list[str] = []
+
+    def contacts() -> Iterable[Contact]:
+        for done, key in enumerate(keys):
+            progress(f"packing {key}", done, len(keys))
+            try:
+                yield layout.read(key)
+            except DataError as error:
+                problems.append(str(error))
+        progress("packed", len(keys), len(keys))
+
+    def sensors() -> Sensors:
+        found = {}
+        for sensor in layout.sensors():
+            try:
+                found[sensor] = (layout.read_reference(sensor), *layout.read_rest(sensor))
+            except DataError as error:
+                problems.append(str(error))
+        return found
+
+    made_of = [layout.forces / str(key) / "ft.csv" for key in keys]
+    made_of += sorted({*layout.images.glob("*_ref.*"), *(layout.root / "img").glob("*_ref.*")})
+    return cached(folder, layout.root, made_of, contacts(), sensors, problems)
+
+
+def cached(
+    folder: Path,
+    root: Path,
+    made_of: Iterable[Path],
+    contacts: Iterable[Contact],
+    sensors: Callable[[], Sensors],
+    problems: list[str] | None = None,
+) -> Cache:
+    """The cache at `folder` if the files under `root` that it was made of are still the same,
+    else a new one (see `write_cache`)."""
+    digest = hashlib.sha256(str(FORMAT).encode())
+    for path in made_of:
+        status = path.stat()
+        digest.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    fingerprint = digest.hexdigest()
+    try:
+        found = Cache(folder)
+        if found._index["fingerprint"] == fingerprint:
+            return found
+    except DataError:
+        pass
+    return write_cache(folder, contacts, sensors(), problems, fingerprint)
+
+
+def write_cache(
+    folder: str | Path,
+    contacts: Iterable[Contact],
+    sensors: Sensors,
+    problems: list[str] | None = None,
+    fingerprint: str = "",
+) -> Cache:
+    """Write a cache from contacts as they come. Memory stays that of one contact."""
+    folder = Path(folder)
+    draft = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    types = {"bits": (np.uint8, (PACKED,)), **LABELS}
+    writers = {name: _Appender(draft / f"{name}.npy", *kind) for name, kind in types.items()}
+    keys, bounds, sources = [], [0], []
+    for contact in contacts:
+        for name, writer in writers.items():
+            writer.append(getattr(contact, name))
+        keys.append([contact.key.sensor, contact.key.indenter, contact.key.number])
+        bounds.append(bounds[-1] + len(contact))
+        sources.append(contact.source)
+    for writer in writers.values():
+        writer.close()
+    names = sorted(sensors)
+    rest = [sensors[name][1:] for name in names]
+    rest_bounds = np.cumsum([0, *(len(bits) for bits, _ in rest)]).tolist()
+    empty = [(np.empty((0, PACKED), np.uint8), np.empty((0, 6)))]
+    references = np.array([sensors[name][0] for name in names], np.uint8).reshape(-1, PACKED)
+    np.save(draft / "references.npy", references)
+    np.save(draft / "rest_bits.npy", np.concatenate([bits for bits, _ in rest or empty]))
+    np.save(draft / "rest_wrench.npy", np.concatenate([wrench for _, wrench in rest or empty]))
+    index = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "keys": keys,
+        "bounds": bounds,
+        "sources": sources,
+        "sensors": names,
+        "rest": {name: rest_bounds[i : i + 2] for i, name in enumerate(names)},
+        "problems": problems or [],
+    }
+    (draft / "index.json").write_text(json.dumps(index))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
+    return Cache(folder)
+
+
+class _Appender:
+    """Grows a .npy file row by row; the shape in its header is set when it is closed."""
+
+    def __init__(self, path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+        self._file = path.open("wb+")
+        self._dtype = np.dtype(dtype)
+        self._shape = shape
+        self._rows = 0
+        self._write_header()
+
+    def append(self, rows: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
+        self._rows += len(rows)
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        # NumPy pads the header so that the row count can be rewritten in place.
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self._rows, *self._shape),
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+# --- network inputs ---------------------------------------------------------------------------
+
+
+def block_counts(bits: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """Packed images (n, 38400), or those `rows` (k,) of them -> (k, 120, 160) uint8: set pixels of
+    each 4x4 block, 0 to 16. Raises `IndexError` for rows that are not there."""
+    counts = np.empty((len(bits if rows is None else rows), HEIGHT // 4, WIDTH // 4), np.uint8)
+    for part, some in _some_counts(bits, rows):
+        counts[part] = some
+    return counts
+
+
+def block_parts(bits: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """`block_counts` over 16 as float32: `genforce_infer.preprocess.area_average` at 120x160,
+    exactly."""
+    parts = np.empty((len(bits if rows is None else rows), HEIGHT // 4, WIDTH // 4), np.float32)
+    for part, some in _some_counts(bits, rows):
+        parts[part] = some
+        parts[part] *= SIXTEENTH
+    return parts
+
+
+def _some_counts(bits: np.ndarray, rows: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
+    """A few images at a time: which, and their `block_counts`, good until the next. Buffers stay
+    where the processor's cache has them, and one operation is long enough for another thread to
+    run beside it."""
+    images = np.ascontiguousarray(bits).view(np.uint64)
+    count = len(bits) if rows is None else len(rows)
+    if rows is not None and count and not (rows.min() >= 0 and rows.max() < len(bits)):
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(bits)} images")
+    most = min(AT_ONCE, count)
+    words, shifted, summed = np.empty((3, most, PACKED // 8), np.uint64)
+    counts = np.empty((most, HEIGHT // 4, WIDTH // 4), np.uint8)
+    row = WIDTH // 64  # words of a row of pixels
+    for start in range(0, count, most or 1):
+        part = slice(start, min(start + most, count))
+        size = part.stop - start
+        if rows is None:
+            np.copyto(words[:size], images[part])
+        else:
+            np.take(images, rows[part], axis=0, out=words[:size], mode="clip")
+        word, other, total = (buffer[:size].ravel() for buffer in (words, shifted, summed))
+        # Counts within each nibble, eight bytes at a time (SWAR).
+        np.right_shift(word, ONE, out=other)
+        other &= PAIRS
+        word -= other
+        np.right_shift(word, TWO, out=other)
+        other &= NIBBLE_PAIRS
+        word &= NIBBLE_PAIRS
+        word += other
+        # Each row's with the next one's, of which every other is wanted, then those two rows on, of
+        # which every fourth: one long operation is quicker than many on single rows.
+        np.add(word[:-row], word[row:], out=other[:-row])
+        np.right_shift(other, FOUR, out=word)
+        word &= NIBBLES
+        other &= NIBBLES
+        np.add(word[: -2 * row], word[2 * row :], out=total[: -2 * row])
+        np.add(other[: -2 * row], other[2 * row :], out=word[: -2 * row])
+        halves = [np.copy(half.reshape(-1, 4, row)[:, 0]).view(np.uint8) for half in (total, word)]
+        cv2.merge(halves, counts[:size].reshape(-1, WIDTH // 8, 2))
+        yield part, counts[:size]
+
+
+AT_ONCE = 16
+SIXTEENTH = np.float32(1 / 16)
+ONE, TWO, FOUR = np.uint64(1), np.uint64(2), np.uint64(4)
+PAIRS = np.uint64(0x5555555555555555)
+NIBBLE_PAIRS = np.uint64(0x3333333333333333)
+NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)

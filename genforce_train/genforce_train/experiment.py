@@ -1,0 +1,523 @@
+"""Does force carry over to a sensor without labels? genforce experiment homogeneous --quick
+
+homogeneous     one gel, five marker layouts
+softness        one layout, seven gels
+heterogeneous   GelSight, TacTip and uSkin: dots, pins and taxels on other gels at other scales
+sessions        recordings of one real sensor, within and across sessions, against ridge regression
+
+For every ordered pair of sensors, what is learned from the source's labels is tested on the
+target: the marker images of the source taken as if they were the target's (source-only), the gel's
+displacement instead (field), the same after training on paired contacts, images translated to what
+the source would show (m2m), and what was trained on the target's own labels (oracle). Paired
+contacts are the same presses on both sensors; the target's own forces are never used, save for
+the presses that give its force-depth curve (compensation), and of unlike sensors two presses of
+each seen indenter with a slide, by which the source's labels are carried (calibration). What those
+alone teach, as labelled contacts, is in the table too (slides).
+
+Data are made where they are not given. Everything made is a file under --out and is not made
+twice: a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genforce_collect.errors import ConfigError, DataError
+from genforce_train.cache import UNSEEN_INDENTERS, Cache, open_layout, split_contacts
+
+if TYPE_CHECKING:
+    from genforce_train.sequences import FrameSource
+
+Pair = tuple[str, str]
+ROADS = ("field", "m2m")  # the gel's displacement; translated images
+PRESSED = ("sphere", "cylinder", "hexagon", "line")  # for the force-depth curves; all seen
+SHIPPED_FIELD = "models/field/field.safetensors"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Which sensors, which of their pairs make a quick run, and whether their gels differ."""
+
+    sensors: tuple[str, ...]
+    quick: tuple[Pair, ...]
+    compensated: bool  # forces are corrected by the force-depth curves of source and target
+    calibrated: bool = False  # labels of pairs are carried by presses with slides instead
+
+    def pairs(self, sensors: Sequence[str] = (), quick: bool = False) -> list[Pair]:
+        """The ordered pairs, of `sensors` alone where some are named."""
+        pairs = list(self.quick if quick else permutations(self.sensors, 2))
+        if sensors:
+            pairs = [pair for pair in permutations(sensors, 2) if not quick or pair in pairs]
+        return pairs
+
+
+EXPERIMENTS = {
+    "homogeneous": Experiment(
+        ("array_1", "array_2", "circle_1", "circle_2", "diamond_1"),
+        (("array_1", "circle_1"), ("circle_1", "diamond_1"), ("diamond_1", "array_1")),
+        compensated=False,
+    ),
+    "softness": Experiment(
+        tuple(f"ratio_{parts}" for parts in (6, 8, 10, 12, 14, 16, 18)),
+        (("ratio_6", "ratio_18"), ("ratio_18", "ratio_6"), ("ratio_6", "ratio_12")),
+        compensated=True,
+    ),
+    "heterogeneous": Experiment(
+        ("gelsight", "tactip", "uskin"),
+        tuple(permutations(("gelsight", "tactip", "uskin"), 2)),
+        compensated=True,
+        calibrated=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is made of; kept beside its results, which mix with no other's."""
+
+    experiment: str
+    pairs: tuple[Pair, ...]
+    field_model: str
+    contacts: int  # an indenter, of the virtual collections
+    roads: tuple[str, ...]  # of ROADS
+    shots: tuple[int, ...]  # paired contacts a seen indenter
+    steps: int
+    adapt_steps: int
+    m2m_steps: int
+    seed: int
+    data: str = ""  # a layout with all the sensors; empty: virtual collections are made
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """All sensors of the pairs, in order."""
+        return tuple(dict.fromkeys(sensor for pair in self.pairs for sensor in pair))
+
+    @property
+    def compensated(self) -> bool:
+        """Whether the sensors' gels differ."""
+        return EXPERIMENTS[self.experiment].compensated
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether presses with slides carry the labels of pairs."""
+        return EXPERIMENTS[self.experiment].calibrated and bool(self.shots)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `genforce experiment`."""
+    add = parser.add_argument
+    add("name", choices=[*EXPERIMENTS, "sessions"])
+    add("--quick", action="store_true", help="few pairs, contacts and steps")
+    add("-o", "--out", type=Path, help="folder (default: runs/experiments/NAME[_quick])")
+    add("--data", default="", help="layout with all the sensors; made where not given")
+    add("--sensors", nargs="+", default=[], help="these instead of all the experiment's")
+    add("--field", default=SHIPPED_FIELD, help=f"field model (default: {SHIPPED_FIELD})")
+    add("--roads", nargs="+", choices=ROADS, default=list(ROADS), help="default: both")
+    add("--contacts", type=int, help="an indenter, of the data that are made")
+    add("--shots", type=int, nargs="*", help="paired contacts an indenter to adapt from")
+    add("--steps", type=int, help="of each force model")
+    add("--recordings", nargs="+", default=[], metavar="FILE.h5", help="of sessions")
+    add("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Body of `genforce experiment`; returns the exit code."""
+    from genforce_train.experiment_report import report
+    from genforce_train.experiment_sessions import run_sessions
+    from genforce_train.memory import keep_freed_memory
+
+    keep_freed_memory()
+    if args.name == "sessions":
+        out = args.out or Path("runs/experiments/sessions")
+        print(run_sessions(args.recordings, args.field, out, args.seed))
+        return 0
+    experiment = EXPERIMENTS[args.name]
+    pairs = experiment.pairs(args.sensors, args.quick)
+    if not pairs:
+        raise ConfigError(
+            f"--sensors {' '.join(args.sensors)}: no pair of them"
+            f"{' in the quick run' if args.quick else ''}; name two of "
+            f"{', '.join(experiment.sensors)}"
+        )
+    steps = args.steps or (500 if args.quick else 1000)
+    recipe = Recipe(
+        experiment=args.name,
+        pairs=tuple(pairs),
+        field_model=args.field,
+        contacts=args.contacts or (16 if args.quick else 24),
+        roads=tuple(args.roads),
+        shots=tuple(args.shots if args.shots is not None else ((10,) if args.quick else (4, 10))),
+        steps=steps,
+        # Another geometry takes as long to learn as the source's took.
+        adapt_steps=steps if experiment.calibrated else max(1, steps // 2),
+        m2m_steps=max(1, steps // 2),
+        seed=args.seed,
+        data=args.data,
+    )
+    out = args.out or Path("runs/experiments") / (args.name + "_quick" * args.quick)
+    results = carry_out(recipe, out)
+    print(report(results, recipe, out))
+    return 0
+
+
+def carry_out(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
+    """Make what is missing under `out`; returns one result a pair, method and set of indenters.
+
+    Raises `DataError` for data without one of the sensors, its pairs or its unseen indenters.
+    """
+    from genforce_train.train_field import load_field
+
+    _pin(recipe, out)
+    data = recipe.data or str(_collect(recipe, out))
+    cache = open_layout(data)
+    _check(cache, recipe)
+    load_field(recipe.field_model)
+    curves = _curves(recipe, out) if recipe.compensated else {}
+    if recipe.calibrated:
+        _calibrate(recipe, out, cache)
+    work = _Work(recipe, cache, data, out, curves)
+    jobs = [(pair, method) for pair in recipe.pairs for method in methods(recipe)]
+    results = []
+    clock = _Clock(len(jobs))
+    for pair, method in jobs:
+        results += work.result(pair, method)
+        clock.tick(f"{pair[0]} → {pair[1]}, {method.name}")
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+# --- methods ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to get at the target's forces."""
+
+    name: str
+    input: str = "field"  # what its force model reads: markers or field
+    oracle: bool = False  # learned from the target's labels instead of the source's
+    shots: int = 0  # paired contacts a seen indenter it was adapted from
+    translated: bool = False  # by a model trained on the pairs, to images the source would show
+    compensated: bool = False  # by the force-depth curves
+    slides: bool = False  # adapted from the target's calibration contacts with its own labels
+
+
+def methods(recipe: Recipe) -> list[Method]:
+    """The methods that are compared, in the order of the table."""
+    found = [Method("source-only", "markers")]
+    corrected = ", compensated" * recipe.compensated
+    if "field" in recipe.roads:
+        found.append(Method("field, 0 pairs"))
+        if recipe.compensated:
+            found.append(Method(f"field, 0 pairs{corrected}", compensated=True))
+        for shots in recipe.shots:
+            name = f"field, {shots} pairs{corrected}"
+            found.append(Method(name, shots=shots, compensated=recipe.compensated))
+        if recipe.calibrated:
+            found.append(Method("field, slides", slides=True))
+    if "m2m" in recipe.roads and recipe.shots:
+        shots = max(recipe.shots)
+        name = f"m2m, {shots} pairs{corrected}"
+        found.append(Method(name, "markers", False, shots, True, recipe.compensated))
+    found.append(Method("oracle", "markers", oracle=True))
+    if "field" in recipe.roads:
+        found.append(Method("oracle on the field", oracle=True))
+    return found
+
+
+class _Work:
+    """Models and scores of one run, each made once."""
+
+    def __init__(
+        self, recipe: Recipe, cache: Cache, data: str, out: Path, curves: dict[str, Any]
+    ) -> None:
+        self.recipe, self.cache, self.data, self.out = recipe, cache, data, out
+        self.curves = curves
+
+    def result(self, pair: Pair, method: Method) -> list[dict[str, Any]]:
+        """Scores of a method on a pair, for seen and unseen indenters."""
+        source, target = pair
+        learned = target if method.oracle else source
+        name = f"{learned}_{method.input}"
+        model = self._model(name, {"sensors": (learned,), "input": method.input})
+        adapted = bool(method.shots or method.slides) and not method.translated
+        if adapted:
+            model = self._adapted(model, pair, method)
+            name = model.parent.name
+        m2m = self._m2m(method.shots) if method.translated else None
+        material = self._material(pair) if method.compensated and not adapted else None
+        name += f"_on_{target}" + "_translated" * bool(m2m)
+        name += "_compensated" * (material is not None)
+        path = self.out / "scores" / f"{name}.json"
+        if not path.is_file():
+            write_json(path, self._score(model, pair, m2m, material, name))
+        return [
+            {"source": source, "target": target, "method": method.name, "indenters": seen, **score}
+            for seen, score in json.loads(path.read_text()).items()
+        ]
+
+    def _adapted(self, init: Path, pair: Pair, method: Method) -> Path:
+        """The source's model after training on the target's frames of paired contacts, with the
+        labels that the source measured; or of its calibration contacts, with its own."""
+        source, target = pair
+        calibration = str(self.out / "calibration")
+        changes: dict[str, Any] = {
+            "sensors": (target,),
+            "input": method.input,
+            "init": str(init),
+            "validation": 0.0,  # a choice of the best step would need more pairs
+            "steps": self.recipe.adapt_steps,
+            "learning_rate": 1e-3,
+        }
+        if method.slides:
+            name = f"{source}-{target}_{method.input}_slides"
+            return self._model(name, changes | {"data": calibration})
+        changes |= {"labels_of": source, "few_shot": method.shots}
+        if self.recipe.calibrated:
+            changes |= {"calibration": calibration}
+        elif method.compensated:
+            changes |= {"material": str(self.out / "material"), "material_target": target}
+        return self._model(f"{source}-{target}_{method.input}_{method.shots}", changes)
+
+    def _model(self, name: str, changes: dict[str, Any]) -> Path:
+        from genforce_train.train_force import ForceSettings, train
+
+        folder = self.out / "models" / name
+        if not (folder / "metrics.json").is_file():  # written last
+            values = {
+                "data": self.data,
+                "out": str(folder),
+                "unseen": UNSEEN_INDENTERS,
+                "field_model": self.recipe.field_model,
+                "steps": self.recipe.steps,
+                "seed": self.recipe.seed,
+            } | changes
+            if values["input"] == "markers":
+                values["field_model"] = ""
+            settings = ForceSettings.model_validate(values)
+            keep_command(folder, "force", values)
+            train(settings)
+        return folder / "best.safetensors"
+
+    def _material(self, pair: Pair) -> Any:
+        from genforce_train.materials import runtime_correction
+
+        return runtime_correction(*(self.curves[sensor] for sensor in pair))
+
+    def _m2m(self, shots: int) -> Path:
+        """One marker-to-marker model for all the sensors, from so many pairs an indenter."""
+        from genforce_train.train_m2m import M2mSettings, train
+
+        folder = self.out / "models" / f"m2m_{shots}"
+        if not (folder / "metrics.json").is_file():
+            values = {
+                "data": self.data,
+                "out": str(folder),
+                "sensors": self.recipe.sensors,
+                "unseen": UNSEEN_INDENTERS,
+                "few_shot": shots,
+                "validation": 0.0,
+                "field_model": self.recipe.field_model,
+                "steps": self.recipe.m2m_steps,
+                "evaluate_every": self.recipe.m2m_steps,
+                "seed": self.recipe.seed,
+            }
+            keep_command(folder, "m2m", values)
+            train(M2mSettings.model_validate(values))
+        return folder / "best.safetensors"
+
+    def _score(
+        self,
+        checkpoint: Path,
+        pair: Pair,
+        m2m: Path | None,
+        material: Any,
+        name: str,
+    ) -> dict[str, Any]:
+        from genforce_train.carried import CarriedChanges
+        from genforce_train.evaluate import of_peak, scatter, score
+
+        source, target = pair
+        frames = CarriedChanges(self.cache, m2m, source) if m2m else None
+        result = {}
+        for seen, contacts in tests(self.cache, target, self.recipe.seed).items():
+            predicted, measured, rest = predict_with(
+                checkpoint, self.cache, target, contacts, frames
+            )
+            ends = np.cumsum(np.diff(self.cache.bounds)[contacts])
+            if material is not None:
+                predicted = _corrected(predicted, ends, material)
+            result[seen] = {
+                **score(predicted, measured, rest).as_dict(),
+                "fz_of_peak": of_peak(predicted[:, 2], measured[:, 2], ends),
+                "checkpoint": str(checkpoint),
+                "seed": self.recipe.seed,
+            }
+            picture = self.out / "pictures" / f"{name}_{seen}.png"
+            scatter(picture, predicted, measured, f"{name}, {seen}")
+        if m2m:
+            images = json.loads((m2m.parent / "metrics.json").read_text())["test"]
+            result["unseen"]["images"] = images[f"{target}-{source}"]
+        return result
+
+
+def predict_with(
+    checkpoint: Path,
+    cache: Cache,
+    sensor: str,
+    contacts: list[int],
+    frames: FrameSource | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a force checkpoint predicts for contacts of a sensor, as `train_force.predict`; it is
+    shown `frames` instead of its usual inputs, where given."""
+    from genforce_train.checkpoint import load_checkpoint
+    from genforce_train.models.force import MODELS
+    from genforce_train.train_force import ForceSettings, predict, source_of
+
+    saved = load_checkpoint(checkpoint)
+    net = MODELS[saved.meta["model"]](outputs=len(saved.meta["outputs"]))
+    saved.restore_model(net)
+    settings = ForceSettings.model_validate(saved.meta["settings"])
+    frames = frames or source_of(settings.model_copy(update={"sensors": (sensor,)}), cache)
+    return predict(net, frames, cache, contacts, saved.meta)
+
+
+def tests(cache: Cache, target: str, seed: int) -> dict[str, list[int]]:
+    """The contacts a method is tested on: those of unseen indenters, and those of seen ones that
+    no model learns from (by number, so on no sensor)."""
+    split = split_contacts(cache, cache.select([target]), seed, unseen=UNSEEN_INDENTERS)
+    return {"seen": split.validation, "unseen": split.test}
+
+
+def _corrected(predicted: np.ndarray, ends: np.ndarray, material: Any) -> np.ndarray:
+    """Predictions of whole contacts times the gain over load, as it is applied live."""
+    from genforce_infer.postprocess import MaterialGain
+
+    parts = []
+    for part in np.split(predicted, ends[:-1]):
+        gain = MaterialGain(material)
+        parts.append(part * np.array([[gain(-float(fz))] for fz in part[:, 2]]))
+    return np.concatenate(parts)
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def _collect(recipe: Recipe, out: Path) -> Path:
+    words = ["--sensors", *recipe.sensors, "--contacts", str(recipe.contacts)]
+    _synth([*words, "--seed", str(recipe.seed), "-o", str(out / "data")])
+    return out / "data"
+
+
+def _curves(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Force over depth of every sensor, from one press of each of `PRESSED` in the middle.
+
+    A ball alone would do between gels of one shape; on a dome its force against a flat punch's is
+    another than on a flat gel.
+    """
+    from genforce_train.materials import ForceDepth
+
+    folder = out / "material"
+    words = ["--sensors", *recipe.sensors, "--indenters", *PRESSED, "--plan", "press"]
+    _synth([*words, "--rate-hz", "150", "--seed", str(recipe.seed), "-o", str(out / "press")])
+    cache = open_layout(out / "press")
+    curves = {}
+    for sensor in recipe.sensors:
+        presses = [cache.contact(cache.keys[row]) for row in cache.select([sensor])]
+        curves[sensor] = ForceDepth.fit(presses)
+        curves[sensor].write(folder, sensor)
+    return curves
+
+
+def _calibrate(recipe: Recipe, out: Path, cache: Cache) -> None:
+    """Presses with a slide of every seen indenter on every sensor."""
+    indenters = sorted({key.indenter for key in cache.keys} - set(UNSEEN_INDENTERS))
+    words = ["--sensors", *recipe.sensors, "--indenters", *indenters, "--plan", "slide"]
+    _synth([*words, "--seed", str(recipe.seed), "-o", str(out / "calibration")])
+
+
+def _synth(words: list[str]) -> None:
+    """`genforce synth` with these words; what is there is kept."""
+    from genforce_sim import synth
+
+    parser = argparse.ArgumentParser()
+    synth.add_arguments(parser)
+    synth.run(parser.parse_args(words))
+
+
+def _check(cache: Cache, recipe: Recipe) -> None:
+    """Raise before any training where the data cannot do."""
+    if missing := [name for name in recipe.sensors if name not in cache.sensors]:
+        raise DataError(
+            f"{cache.folder}: no sensor {', '.join(missing)} in it; it has "
+            f"{', '.join(cache.sensors)}"
+        )
+    for sensor in recipe.sensors:
+        split = split_contacts(cache, cache.select([sensor]), recipe.seed, unseen=UNSEEN_INDENTERS)
+        for name, part in (
+            ("seen indenters to train on", split.train),
+            ("seen indenters to test on (two each are needed)", split.validation),
+            (f"unseen indenters ({', '.join(UNSEEN_INDENTERS)})", split.test),
+        ):
+            if not part:
+                raise DataError(f"{cache.folder}: '{sensor}' has no contacts of {name}")
+    from genforce_train.borrow import partners
+
+    for source, target in recipe.pairs if recipe.shots else ():
+        chosen = cache.select([target])
+        seen = [row for row in chosen if cache.keys[row].indenter not in UNSEEN_INDENTERS]
+        partners(cache, seen, source)
+
+
+# --- bookkeeping --------------------------------------------------------------------------------
+
+
+def keep_command(folder: Path, stage: str, values: dict[str, Any]) -> None:
+    """Write the command that trains with these settings beside its model."""
+
+    def word(value: Any) -> str:
+        return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+    settings = (f"{key}={word(value)}" for key, value in values.items() if value != "")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "command.txt").write_text(f"genforce train {stage} {' '.join(settings)}\n")
+
+
+def _pin(recipe: Recipe, out: Path) -> None:
+    """Keep the recipe with the results; refuse to mix two in one folder."""
+    text = json.dumps(vars(recipe), indent=1, default=str) + "\n"
+    path = out / "recipe.json"
+    if path.is_file() and path.read_text() != text:
+        raise DataError(f"{path}: made with other settings; choose another --out or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a result; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+class _Clock:
+    """Prints what is done and how long the rest will take."""
+
+    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._now, self._started, self._done = total, now, now(), 0
+
+    def tick(self, what: str) -> None:
+        self._done += 1
+        gone = self._now() - self._started
+        left = gone / self._done * (self._total - self._done)
+        print(f"[{self._done}/{self._total}] {what}; {gone:.0f} s, about {left:.0f} s left")

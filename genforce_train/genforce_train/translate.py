@@ -1,0 +1,163 @@
+"""Translation with a trained marker-to-marker model: of images, and of whole data sets."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from genforce_collect.config import load_sensor
+from genforce_collect.errors import ConfigError, DataError
+from genforce_collect.layout import ContactKey, Layout, pack, unpack
+from genforce_train.checkpoint import load_checkpoint
+from genforce_train.models.field import PX_PER_MM
+from genforce_train.models.m2m import (
+    CAMERA_DISTANCE_MM,
+    CompactTranslator,
+    FieldTranslator,
+    Translator,
+)
+from genforce_train.models.sd_turbo import SdTurboTranslator
+from genforce_train.sequences import area_images, marker_images
+
+BACKBONES: dict[str, type[Translator]] = {
+    "field": FieldTranslator,
+    "compact": CompactTranslator,
+    "sd_turbo": SdTurboTranslator,
+}
+
+
+@dataclass(frozen=True)
+class Translated:
+    """What a run of `translate_data` left: contacts in all, and those it made itself."""
+
+    contacts: int
+    written: int
+
+
+def load_m2m(checkpoint: str | Path) -> tuple[Translator, dict[str, Any]]:
+    """The model of a checkpoint, ready to run, and the checkpoint's `meta`. Raises `DataError`."""
+    saved = load_checkpoint(checkpoint)
+    if saved.meta.get("kind") != "m2m":
+        raise DataError(f"{checkpoint}: a {saved.meta.get('kind')} checkpoint, expected one of m2m")
+    net = BACKBONES[saved.meta["model"]](**saved.meta["shape"])
+    saved.restore_model(net)
+    return net.eval(), saved.meta
+
+
+def know_sensor(net: Translator, name: str, reference: np.ndarray) -> None:
+    """Tell a model of a sensor: its packed reference, and its file where there is one."""
+    scale, distance = PX_PER_MM, CAMERA_DISTANCE_MM
+    with contextlib.suppress(ConfigError):  # a data set of others has no sensor files
+        sensor = load_sensor(name)
+        scale, distance = sensor.px_per_mm, sensor.optics.camera_distance_mm
+    net.know(area_images(reference[None])[0], scale, distance)
+
+
+def translate(
+    net: Translator,
+    masks: np.ndarray,
+    source_reference: np.ndarray,
+    target_reference: np.ndarray,
+    batch: int = 64,
+) -> np.ndarray:
+    """Packed marker images (n, 38400) of a source as the target would show them, packed;
+    references (38400,)."""
+    device = next(net.parameters()).device
+    net.eval()
+    result = np.empty_like(masks)
+    whole = torch.from_numpy(unpack(target_reference)).float().to(device)
+    with torch.inference_mode():
+        for first in range(0, len(masks), batch):
+            part = masks[first : first + batch]
+            source = marker_images(part, np.tile(source_reference, (len(part), 1))).to(device)
+            images = net.whole(source, whole.expand(len(part), 1, -1, -1))
+            result[first : first + batch] = pack((images[:, 0] > 0.5).cpu().numpy())
+    return result
+
+
+def translate_data(
+    checkpoint: str | Path,
+    data: Layout,
+    source: str,
+    target: str,
+    out: str | Path,
+    reference: np.ndarray | None = None,
+    indenters: Sequence[str] | None = None,
+    suffix: str = ".npy",
+    batch: int = 64,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> Translated:
+    """Write the contacts of `source`, labels and all, as `target` would have seen them.
+
+    `reference` (38400,) is the target's; without, that of the data set. Contacts that are there
+    already are left. Raises `DataError` where the source has no contacts, a reference is missing,
+    or `out` was made otherwise.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no CUDA device there; use cpu")
+    net, _ = load_m2m(checkpoint)
+    keys = [
+        key
+        for key in data.contacts()
+        if key.sensor == source and (indenters is None or key.indenter in indenters)
+    ]
+    if not keys:
+        raise DataError(
+            f"{data.root}: no contact of '{source}' with these indenters; sensors are "
+            f"{', '.join(data.sensors())}"
+        )
+    own = data.read_reference(source)
+    wanted = data.read_reference(target) if reference is None else reference
+    know_sensor(net, source, own)
+    know_sensor(net, target, wanted)
+    net.to(device)
+    layout = Layout(out)
+    _pin(layout, checkpoint, data, keys, target)
+    written = 0
+    for key in track(keys, "translating", disable=quiet):
+        made = replace(key, sensor=target)
+        if layout.holds(made):
+            continue
+        contact = data.read(key)
+        bits = translate(net, contact.bits, own, wanted, batch)
+        layout.write(replace(contact, key=made, bits=bits), suffix)
+        written += 1
+    rest, wrench = data.read_rest(target) if reference is None else (own[:0], own[:0])
+    if not len(rest):
+        rest, wrench = data.read_rest(source)
+        rest = translate(net, rest, own, wanted, batch)
+    layout.write_rest(target, rest, wrench)
+    layout.write_reference(target, wanted)
+    return Translated(len(keys), written)
+
+
+def _pin(
+    layout: Layout, checkpoint: str | Path, data: Layout, keys: list[ContactKey], target: str
+) -> None:
+    """Keep beside the result what it was made of; refuse to mix two kinds of it in one folder."""
+    source = keys[0].sensor
+    digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+    made_of: dict[str, Any] = {
+        "data": str(data.root),
+        "source": source,
+        "target": target,
+        "model": digest,
+    }
+    known = layout.provenance()
+    if known.get("translated", made_of) != made_of or (layout.contacts() and not known):
+        raise DataError(f"{layout.root}: holds other contacts; choose another --out or remove it")
+    own = data.provenance().get("contacts", {})
+    contacts = {
+        str(replace(key, sensor=target)): own.get(str(key), {}) | {"labels_of": source}
+        for key in keys
+    }
+    layout.write_provenance({"translated": made_of, "contacts": contacts})

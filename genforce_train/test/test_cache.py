@@ -1,0 +1,124 @@
+"""The cache gives back what the layout holds, and networks see what the runtime will see."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genforce_collect.errors import DataError
+from genforce_collect.layout import Layout, pack, unpack
+from genforce_infer.preprocess import area_average
+from genforce_train.cache import Cache, block_counts, block_parts, open_layout, split_contacts
+
+
+@pytest.fixture
+def layout(toy_contact, tmp_path):
+    layout = Layout(tmp_path / "data")
+    for indenter in ("sphere", "cone"):
+        for number in range(5):
+            layout.write(toy_contact(number, indenter=indenter, frames=8))
+    rest = toy_contact(0, frames=4)
+    layout.write_reference("toy", rest.bits[0])
+    layout.write_rest("toy", rest.bits[:2], np.zeros((2, 6)))
+    return layout
+
+
+def test_layout_survives_the_cache_byte_for_byte(layout, tmp_path):
+    cache = open_layout(layout.root)
+    copy = Layout(tmp_path / "copy")
+    for key in cache.keys:
+        copy.write(cache.contact(key))
+    for tree in ("img/toy/sphere", "force", "depth"):
+        files = [p for p in (layout.root / tree).rglob("*") if p.is_file()]
+        assert files
+        for path in files:
+            other = copy.root / path.relative_to(layout.root)
+            assert other.read_bytes() == path.read_bytes(), path
+
+
+def test_cache_is_rebuilt_when_a_contact_is_added(layout, toy_contact):
+    assert len(open_layout(layout.root)) == 10
+    layout.write(toy_contact(9, frames=8))
+    assert len(open_layout(layout.root)) == 11
+
+
+def test_damaged_contacts_are_named_and_the_rest_kept(layout):
+    (layout.root / "img/toy/cone/2/0001.npy").unlink()
+    cache = open_layout(layout.root)
+    assert len(cache) == 9
+    assert any("toy/cone/2" in problem for problem in cache.problems)
+
+
+def test_labels_that_are_not_numbers_are_named_with_their_line(layout):
+    path = layout.root / "force/toy/cone/2/ft.csv"
+    lines = path.read_text().splitlines()
+    lines[3] = "nan" + lines[3][lines[3].index(",") :]
+    path.write_text("\n".join(lines))
+    cache = open_layout(layout.root)
+    assert len(cache) == 9
+    with pytest.raises(DataError, match=r"toy/cone/2/ft.csv: NaN or infinite labels in line 4"):
+        cache.require_finite_labels()
+
+
+def test_sensor_without_reference_is_named(layout):
+    with pytest.raises(DataError, match="other"):
+        open_layout(layout.root).reference("other")
+
+
+def test_rest_frames_are_kept(layout):
+    bits, wrench = open_layout(layout.root).rest("toy")
+    assert bits.shape == (2, 38400)
+    assert not wrench.any()
+
+
+def test_workers_read_the_same_cache_without_copies_of_it(layout):
+    cache = open_layout(layout.root)
+    expected = [cache.contact(key) for key in cache.keys]
+    assert len(pickle.dumps(cache)) < 1000  # though its frames are mapped by now
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn) as pool:
+        found = list(pool.map(Cache.contact, [cache] * len(cache), cache.keys))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.bits, other.bits)
+        np.testing.assert_array_equal(one.wrench, other.wrench)
+
+
+def test_empty_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="no contacts"):
+        open_layout(tmp_path)
+
+
+def test_splits_are_disjoint_by_contact_and_repeat_with_the_seed(layout):
+    cache = open_layout(layout.root)
+    rows = cache.select()
+    first = split_contacts(cache, rows, seed=3, validation=0.2, unseen=["cone"])
+    again = split_contacts(cache, rows, seed=3, validation=0.2, unseen=["cone"])
+    assert first == again
+    assert sorted(first.train + first.validation + first.test) == rows
+    assert {cache.keys[row].indenter for row in first.test} == {"cone"}
+    assert len(split_contacts(cache, rows, 3, 0.2, ["cone"], few_shot=2).train) == 2
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.02, 0.9))
+def test_training_input_is_the_runtime_input(seed, density):
+    mask = np.random.default_rng(seed).random((480, 640)) < density
+    expected = area_average(mask, (120, 160))
+    np.testing.assert_array_equal(block_counts(pack(mask)[None])[0] / np.float32(16), expected)
+    np.testing.assert_array_equal(block_parts(pack(mask)[None])[0], expected)
+    np.testing.assert_array_equal(unpack(pack(mask)), mask)
+
+
+def test_frames_load_in_any_order_and_number():
+    bits = np.random.default_rng(0).integers(0, 256, (40, 38400), np.uint8)
+    rows = np.random.default_rng(1).integers(0, 40, 37)
+    np.testing.assert_array_equal(block_parts(bits, rows), block_parts(bits)[rows])
+    assert block_parts(bits, rows[:0]).shape == (0, 120, 160)
+    with pytest.raises(IndexError, match="40 images"):
+        block_parts(bits, np.array([3, 40]))

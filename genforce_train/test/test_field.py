@@ -1,0 +1,122 @@
+"""The field model learns the gel's displacement, and force models read it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from genforce_collect.errors import ConfigError, DataError
+from genforce_collect.layout import Layout
+from genforce_infer.bundle import read_bundle
+from genforce_infer.parity import Parity
+from genforce_infer.runtime import Model
+from genforce_sim.fieldset import FieldSuite, write_shard
+from genforce_train.cache import open_layout
+from genforce_train.export import export_force
+from genforce_train.models.field import FieldNet, FlowMaps
+from genforce_train.models.force import ChangeMaps
+from genforce_train.train_field import FieldSettings, FieldShards, load_field
+from genforce_train.train_field import train as train_field
+from genforce_train.train_force import ForceSettings
+from genforce_train.train_force import train as train_force
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("field")
+    suite = FieldSuite(64, 0, ("dots",), 2, ("sphere",))
+    for shard in range(2):
+        write_shard(folder / "data", suite, shard)
+    settings = FieldSettings(
+        data=str(folder / "data"),
+        out=str(folder / "out"),
+        validation=1,
+        steps=20,
+        batch=8,
+        evaluate_every=10,
+        threads=1,
+    )
+    return folder, train_field(settings, quiet=True)
+
+
+def test_field_training_beats_no_displacement(field):
+    _, metrics = field
+    scores = metrics["validation"]
+    assert scores["rmse_mm"]["z"] < scores["signal_mm"]["z"]
+
+
+def test_force_on_the_field_exports_as_two_stages(field, toy_contact, tmp_path):
+    folder, _ = field
+    layout = Layout(tmp_path / "data")
+    for number in range(4):
+        layout.write(toy_contact(number, frames=12))
+    rest = toy_contact(0, frames=4)
+    layout.write_reference("toy", rest.bits[0])
+    layout.write_rest("toy", rest.bits[:1].repeat(8, 0), np.zeros((8, 6)))
+    settings = ForceSettings(
+        data=str(layout.root),
+        out=str(tmp_path / "out"),
+        input="field",
+        field_model=str(folder / "out/best.safetensors"),
+        steps=4,
+        frames=16,
+        windows=(8,),
+        evaluate_every=4,
+        threads=1,
+    )
+    train_force(settings, quiet=True)
+    bundle = export_force(tmp_path / "out/best.safetensors", tmp_path / "bundle")
+    assert bundle.manifest.mode == "field"
+    assert bundle.manifest.input.px_per_mm == pytest.approx(6.75)
+    assert not Parity.in_manifest(bundle.manifest).problem("fp32")
+    stream = Model(read_bundle(tmp_path / "bundle"), provider="cpu").stream()
+    assert np.isfinite(stream.step()["force"]).all()
+    assert open_layout(layout.root).array("rest_bits").shape[0] == 8
+
+
+@pytest.mark.parametrize("front", [ChangeMaps(), FlowMaps()])
+def test_front_ends_see_nothing_where_nothing_moved(front):
+    still = torch.rand(1, 1, 120, 160)
+    maps = front(torch.cat([still, still], 1))
+    moved = maps[:, :4] if maps.shape[1] == 5 else maps
+    torch.testing.assert_close(moved, torch.zeros_like(moved), atol=1e-5, rtol=0)
+
+
+def test_optical_flow_finds_a_small_shift():
+    rows, columns = torch.meshgrid(torch.arange(120.0), torch.arange(160.0), indexing="ij")
+
+    def markers(x: float, y: float) -> torch.Tensor:
+        wave = torch.cos((columns - x) * 0.7) * torch.cos((rows - y) * 0.7)
+        return (0.5 + 0.5 * wave)[None, None]
+
+    flow = FlowMaps()(torch.cat([markers(0.6, -0.4), markers(0, 0)], 1))
+    inner = flow[0, :, 3:-3, 3:-3].mean((1, 2))
+    torch.testing.assert_close(inner, torch.tensor([0.6, -0.4]), atol=0.1, rtol=0)
+
+
+def test_mirrored_scene_has_mirrored_change_maps():
+    images = torch.rand(2, 2, 120, 160)
+    for axis, odd in ChangeMaps.odd.items():
+        maps = ChangeMaps()(images).flip(axis)
+        maps[:, odd] *= -1
+        torch.testing.assert_close(ChangeMaps()(images.flip(axis)), maps, atol=1e-5, rtol=1e-4)
+
+
+def test_too_few_shards_are_named(tmp_path):
+    with pytest.raises(DataError, match="genforce synth"):
+        FieldShards(tmp_path, slice(None))
+
+
+def test_a_force_checkpoint_is_no_field_model(tmp_path):
+    from genforce_train.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path / "x.safetensors", FieldNet(), {"kind": "force"})
+    with pytest.raises(DataError, match="expected a field"):
+        load_field(tmp_path / "x.safetensors")
+
+
+def test_field_input_without_a_field_model_says_what_is_missing(tmp_path):
+    settings = ForceSettings(data=str(tmp_path), input="field")
+    with pytest.raises(ConfigError, match="field_model"):
+        train_force(settings, quiet=True)
