@@ -1,0 +1,1 @@
+"""Model bundles and the force estimator node; runs without torch."""

@@ -1,0 +1,1 @@
+"""Small complete clients of the live force topic."""
