@@ -1,0 +1,7 @@
+"""Drivers, segmenter, recorder and the indentation action."""
+
+from genforce_bringup.launching import describe
+
+
+def generate_launch_description():
+    return describe("collect_indent")

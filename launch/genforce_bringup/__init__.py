@@ -1,0 +1,1 @@
+"""Which nodes run together: graphs, launch files, configuration and the genforce command."""
