@@ -61,6 +61,8 @@ install_packages() {
 
 build_workspace() {
     local stamp sources
+    [ -d "$root/ros2_ws/src/genforce_msgs" ] \
+        || fail "ros2_ws/src has lost its links to the packages; restore them: git config core.symlinks true && git checkout -- ros2_ws/src"
     sources=$(cd "$root" && find genforce_* launch \( -name package.xml -o -name 'setup.*' -o -name CMakeLists.txt \
         -o -name '*.msg' -o -name '*.srv' -o -name '*.action' -o -name '*.yaml' -o -name '*.launch.py' \) \
         -not -path '*/runs/*' | LC_ALL=C sort)
