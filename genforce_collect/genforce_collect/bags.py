@@ -17,7 +17,6 @@ import contextlib
 import functools
 import json
 import os
-import struct
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from rosbags.interfaces import Nodetype, QosDurability
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from genforce_collect.cdr import stamp_of
 from genforce_collect.errors import DataError, GenforceError
 from genforce_collect.mcap_files import (
     SESSION_KEY,
@@ -48,9 +48,6 @@ CHUNK_BYTES = 2**20  # each chunk's index stays in memory until the file is clos
 CHUNK_PERIOD_S = 0.4  # a chunk that is not full is written after this long
 METADATA_FILE = "metadata.yaml"
 ROSBAG2_VERSION = 9  # of metadata.yaml, as ROS 2 Jazzy writes it
-
-_CDR_HEADER = 4
-_STAMP = struct.Struct("<iI")
 
 
 class TopicSpec(NamedTuple):
@@ -118,20 +115,6 @@ def has_header(type_name: str, store: Typestore) -> bool:
     """Whether messages of this type begin with a std_msgs/Header."""
     _, fields = store.fielddefs[type_name]
     return bool(fields) and fields[0][1] == (Nodetype.NAME, "std_msgs/msg/Header")
-
-
-def stamp_of(data: bytes | memoryview) -> int:
-    """Stamp (ns) of a little-endian CDR message that begins with a header."""
-    seconds, nanoseconds = _STAMP.unpack_from(data, _CDR_HEADER)
-    return int(seconds) * 1_000_000_000 + int(nanoseconds)
-
-
-def doubles_of(data: bytes | memoryview, count: int) -> tuple[float, ...]:
-    """The first `count` doubles behind the header of such a message: of a WrenchStamped force and
-    torque, of a PoseStamped position and quaternion."""
-    (length,) = struct.unpack_from("<I", data, _CDR_HEADER + _STAMP.size)
-    text_end = _STAMP.size + 4 + length
-    return struct.unpack_from(f"<{count}d", data, _CDR_HEADER + -(-text_end // 8) * 8)
 
 
 # --- writing ------------------------------------------------------------------------------------

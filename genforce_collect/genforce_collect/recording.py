@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from genforce_collect.accounting import StreamAccount
-from genforce_collect.bags import BagWriter, TopicSpec, has_header, repair, stamp_of, typestore
+from genforce_collect.bags import BagWriter, TopicSpec, has_header, repair, typestore
+from genforce_collect.cdr import stamp_of
 from genforce_collect.errors import GenforceError
 from genforce_collect.trajectory import Phase
 

@@ -12,7 +12,6 @@ Pause and go on with the service /genforce/replay/pause (std_srvs/SetBool).
 from __future__ import annotations
 
 import argparse
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genforce_collect.bags import BagReader, RawRecord
+from genforce_collect.cdr import set_stamp
 from genforce_collect.errors import ConfigError
 
 CLOCK_PERIOD_NS = 10_000_000
@@ -123,7 +123,9 @@ class Player:
 
 def restamped(data: bytes, stamp_ns: int) -> bytes:
     """A CDR message that begins with a header, with another stamp."""
-    return data[:4] + struct.pack("<iI", *divmod(stamp_ns, 1_000_000_000)) + data[12:]
+    copy = bytearray(data)
+    set_stamp(copy, stamp_ns)
+    return bytes(copy)
 
 
 # --- command line -------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genforce_collect.bags import BagReader, doubles_of, session_bags
+from genforce_collect.bags import BagReader, session_bags
+from genforce_collect.cdr import doubles_of
 from genforce_collect.errors import DataError
 from genforce_collect.html import (
     PAGE_NAME,

@@ -20,7 +20,8 @@ from rclpy.serialization import deserialize_message, serialize_message
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
 
-from genforce_collect.bags import BagWriter, TopicSpec, stamp_of
+from genforce_collect.bags import BagWriter, TopicSpec
+from genforce_collect.cdr import stamp_of
 from genforce_collect.errors import ConfigError, DataError
 from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, spin_until, stream_qos
 from genforce_collect.replay import Player, ReplayOptions, restamped

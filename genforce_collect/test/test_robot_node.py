@@ -26,7 +26,6 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.action import ActionClient
 from rclpy.experimental import EventsExecutor
-from rclpy.serialization import serialize_message
 from std_srvs.srv import Trigger
 
 from genforce_collect.geometry import compose, tip_pose
@@ -39,7 +38,6 @@ from genforce_collect.nodes.common import (
     stream_qos,
     to_stamp,
 )
-from genforce_collect.nodes.robot import wrench_of
 from genforce_msgs.action import MoveLinear
 from genforce_msgs.msg import RobotState, StreamTimes
 from genforce_sim.devices.ur_controller import UrController
@@ -227,15 +225,6 @@ def test_poses_are_in_the_sensor_frame_numbered_and_on_host_time(bench):
     device = [t for message in mine for t in message.device_time]
     assert {round((b - a) * 500) for a, b in pairwise(device)} == {1}
     assert mine[-1].device_lost == 0
-
-
-def test_a_serialised_wrench_is_read_without_a_message_object():
-    message = WrenchStamped()
-    message.header.frame_id = "any frame"
-    numbers = (1.0, -2.0, 3.0, 0.1, -0.2, 0.3)
-    force, torque = message.wrench.force, message.wrench.torque
-    force.x, force.y, force.z, torque.x, torque.y, torque.z = numbers
-    assert wrench_of(serialize_message(message)) == numbers
 
 
 # --- motion ---

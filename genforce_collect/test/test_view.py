@@ -18,11 +18,11 @@ import numpy as np
 import psutil
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import PoseStamped, WrenchStamped
+from geometry_msgs.msg import WrenchStamped
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage
 
-from genforce_collect.bags import BagWriter, TopicSpec, doubles_of
+from genforce_collect.bags import BagWriter, TopicSpec
 from genforce_collect.config import SegmentationConfig, load_sensor
 from genforce_collect.errors import ConfigError
 from genforce_collect.markers.view import View as MarkerView
@@ -155,14 +155,6 @@ def test_a_marker_found_in_the_view_is_drawn_where_it_is_in_the_frame(config):
     v, u = np.indices(weights.shape)
     found = np.array([(u * weights).sum(), (v * weights).sum()]) / weights.sum()
     assert view.to_frame(found)[0] == pytest.approx(spot, abs=0.6)
-
-
-def test_doubles_are_found_behind_headers_of_any_length():
-    pose = PoseStamped()
-    pose.pose.position.x, pose.pose.orientation.w = 0.25, 0.5
-    for frame_id in ("", "a", "sensor", "seven77", "eight888"):
-        pose.header.frame_id = frame_id
-        assert doubles_of(serialize_message(pose), 7) == (0.25, 0, 0, 0, 0, 0, 0.5)
 
 
 # --- the scene ----------------------------------------------------------------------------------

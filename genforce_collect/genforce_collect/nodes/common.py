@@ -23,6 +23,7 @@ from rclpy.serialization import serialize_message
 from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 
+from genforce_collect.cdr import set_stamp
 from genforce_collect.clock import NS
 from genforce_collect.errors import DeviceError, GenforceError
 from genforce_msgs.msg import StreamTimes
@@ -33,7 +34,6 @@ SPIN_TIMEOUT_S = 0.02
 STARTUP_RETRY_S = 0.2
 DIAGNOSTICS_PERIOD_S = 1.0
 REMIND_PERIOD_S = 5.0
-CDR_HEADER = 4  # bytes before the stamp in a serialised message
 
 _stopping = threading.Event()  # SIGINT or SIGTERM arrived
 
@@ -137,7 +137,7 @@ class NumberStream(Stream):
     ) -> None:
         """Publish what the message holds, in its order, stamped (host system time, ns)."""
         data, size = self._data, 8 * len(numbers)
-        struct.pack_into("<iI", data, CDR_HEADER, *divmod(stamp_ns, NS))
+        set_stamp(data, stamp_ns)
         struct.pack_into(f"<{len(numbers)}d", data, len(data) - size, *numbers)
         self._send(bytes(data), stamp_ns, receive_ns, device_time)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import math
-import struct
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from rclpy.action.server import ServerGoalHandle
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
+from genforce_collect.cdr import doubles_of
 from genforce_collect.clock import ClockMapper
 from genforce_collect.config import Pose, Vector3, load_cell
 from genforce_collect.devices.ur import SPEED_COMMAND_S, PoseSample, UrRobot
@@ -66,16 +66,6 @@ FEEDBACK_PERIOD_S = 0.1
 RESULT_KEPT_S = 30  # for the client to fetch; the default of 15 min would fill with moves
 SPEED_ACCELERATION_M_S2 = 0.5
 SPEED_PAUSE_S = 0.3  # without speed commands, after one was refused or stopped
-
-_NUMBERS = struct.Struct("<6d")
-
-
-def wrench_of(message: bytes) -> tuple[float, ...]:
-    """Force and torque (6,) of a serialised WrenchStamped: its last 48 bytes.
-
-    Deserialising into a message object would cost five times as much, a thousand times a second.
-    """
-    return _NUMBERS.unpack_from(message, len(message) - _NUMBERS.size)
 
 
 @dataclass(frozen=True)
@@ -174,7 +164,7 @@ class RobotNode(DriverNode):
         stream.publish_numbers(stamp_ns, numbers, sample.receive_ns, sample.device_time)
 
     def _on_wrench(self, message: bytes) -> None:
-        wrench = wrench_of(message)
+        wrench = doubles_of(message, 6)
         self._wrench, self._wrench_at = wrench, time.monotonic()
         motion = self._motion
         if motion is not None and not motion.retreating:

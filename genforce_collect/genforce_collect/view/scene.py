@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import rerun as rr
 
-from genforce_collect.bags import doubles_of, stamp_of
+from genforce_collect.cdr import doubles_of, stamp_of
 from genforce_collect.config import SensorConfig
 from genforce_collect.trajectory import Phase
 from genforce_collect.view.camera import CameraScene
