@@ -10,9 +10,10 @@ target: the marker images of the source taken as if they were the target's (sour
 displacement instead (field), the same after training on paired contacts, images translated to what
 the source would show (m2m), and what was trained on the target's own labels (oracle). Paired
 contacts are the same presses on both sensors; the target's own forces are never used, save for
-the presses that give its force-depth curve (compensation), and of unlike sensors two presses of
-each seen indenter with a slide, by which the source's labels are carried (calibration). What those
-alone teach, as labelled contacts, is in the table too (slides).
+the presses that give its force-depth curve (compensated), or where gels differ for two presses of
+each seen indenter with a slide, by which the source's labels are carried (calibrated). What those
+alone teach, as labelled contacts, is in the table too (slides), and so is what the target's own
+labels teach in as many steps as the adapted model had, on the source and after.
 
 Data are made where they are not given. Everything made is a file under --out and is not made
 twice: a run that was stopped goes on.
@@ -24,7 +25,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,12 +46,12 @@ SHIPPED_FIELD = "models/field/field.safetensors"
 
 @dataclass(frozen=True)
 class Experiment:
-    """Which sensors, which of their pairs make a quick run, and whether their gels differ."""
+    """Which sensors, which of their pairs make a quick run, and whether forces differ too."""
 
     sensors: tuple[str, ...]
     quick: tuple[Pair, ...]
-    compensated: bool  # forces are corrected by the force-depth curves of source and target
-    calibrated: bool = False  # labels of pairs are carried by presses with slides instead
+    other_gels: bool = False  # forces at the same press differ, and are corrected
+    other_shapes: bool = False  # and another geometry takes as long to learn as the source's took
 
     def pairs(self, sensors: Sequence[str] = (), quick: bool = False) -> list[Pair]:
         """The ordered pairs, of `sensors` alone where some are named."""
@@ -64,18 +65,17 @@ EXPERIMENTS = {
     "homogeneous": Experiment(
         ("array_1", "array_2", "circle_1", "circle_2", "diamond_1"),
         (("array_1", "circle_1"), ("circle_1", "diamond_1"), ("diamond_1", "array_1")),
-        compensated=False,
     ),
     "softness": Experiment(
         tuple(f"ratio_{parts}" for parts in (6, 8, 10, 12, 14, 16, 18)),
         (("ratio_6", "ratio_18"), ("ratio_18", "ratio_6"), ("ratio_6", "ratio_12")),
-        compensated=True,
+        other_gels=True,
     ),
     "heterogeneous": Experiment(
         ("gelsight", "tactip", "uskin"),
         tuple(permutations(("gelsight", "tactip", "uskin"), 2)),
-        compensated=True,
-        calibrated=True,
+        other_gels=True,
+        other_shapes=True,
     ),
 }
 
@@ -103,13 +103,13 @@ class Recipe:
 
     @property
     def compensated(self) -> bool:
-        """Whether the sensors' gels differ."""
-        return EXPERIMENTS[self.experiment].compensated
+        """Whether the sensors' gels differ, and force-depth curves correct for it."""
+        return EXPERIMENTS[self.experiment].other_gels
 
     @property
     def calibrated(self) -> bool:
         """Whether presses with slides carry the labels of pairs."""
-        return EXPERIMENTS[self.experiment].calibrated and bool(self.shots)
+        return self.compensated and bool(self.shots)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,8 +157,7 @@ def run(args: argparse.Namespace) -> int:
         roads=tuple(args.roads),
         shots=tuple(args.shots if args.shots is not None else ((10,) if args.quick else (4, 10))),
         steps=steps,
-        # Another geometry takes as long to learn as the source's took.
-        adapt_steps=steps if experiment.calibrated else max(1, steps // 2),
+        adapt_steps=steps if experiment.other_shapes else max(1, steps // 2),
         m2m_steps=max(1, steps // 2),
         seed=args.seed,
         data=args.data,
@@ -208,7 +207,9 @@ class Method:
     shots: int = 0  # paired contacts a seen indenter it was adapted from
     translated: bool = False  # by a model trained on the pairs, to images the source would show
     compensated: bool = False  # by the force-depth curves
+    calibrated: bool = False  # the pairs' labels, by the calibration contacts of both
     slides: bool = False  # adapted from the target's calibration contacts with its own labels
+    steps: int = 0  # of training, where not the recipe's
 
 
 def methods(recipe: Recipe) -> list[Method]:
@@ -220,8 +221,10 @@ def methods(recipe: Recipe) -> list[Method]:
         if recipe.compensated:
             found.append(Method(f"field, 0 pairs{corrected}", compensated=True))
         for shots in recipe.shots:
-            name = f"field, {shots} pairs{corrected}"
-            found.append(Method(name, shots=shots, compensated=recipe.compensated))
+            name = f"field, {shots} pairs"
+            found.append(Method(name + corrected, shots=shots, compensated=recipe.compensated))
+            if recipe.calibrated:
+                found.append(Method(f"{name}, calibrated", shots=shots, calibrated=True))
         if recipe.calibrated:
             found.append(Method("field, slides", slides=True))
     if "m2m" in recipe.roads and recipe.shots:
@@ -231,6 +234,10 @@ def methods(recipe: Recipe) -> list[Method]:
     found.append(Method("oracle", "markers", oracle=True))
     if "field" in recipe.roads:
         found.append(Method("oracle on the field", oracle=True))
+    if recipe.shots and "field" in recipe.roads:  # as long as the adapted models, in all
+        steps = recipe.steps + recipe.adapt_steps
+        longer = [replace(method, steps=steps) for method in found if method.oracle]
+        found += [replace(method, name=f"{method.name}, {steps} steps") for method in longer]
     return found
 
 
@@ -247,8 +254,9 @@ class _Work:
         """Scores of a method on a pair, for seen and unseen indenters."""
         source, target = pair
         learned = target if method.oracle else source
-        name = f"{learned}_{method.input}"
-        model = self._model(name, {"sensors": (learned,), "input": method.input})
+        name = f"{learned}_{method.input}" + f"_{method.steps}" * bool(method.steps)
+        changes = {"steps": method.steps} if method.steps else {}
+        model = self._model(name, {"sensors": (learned,), "input": method.input} | changes)
         adapted = bool(method.shots or method.slides) and not method.translated
         if adapted:
             model = self._adapted(model, pair, method)
@@ -282,11 +290,13 @@ class _Work:
             name = f"{source}-{target}_{method.input}_slides"
             return self._model(name, changes | {"data": calibration})
         changes |= {"labels_of": source, "few_shot": method.shots}
-        if self.recipe.calibrated:
+        name = f"{source}-{target}_{method.input}_{method.shots}"
+        if method.calibrated:
             changes |= {"calibration": calibration}
+            name += "_calibrated"
         elif method.compensated:
             changes |= {"material": str(self.out / "material"), "material_target": target}
-        return self._model(f"{source}-{target}_{method.input}_{method.shots}", changes)
+        return self._model(name, changes)
 
     def _model(self, name: str, changes: dict[str, Any]) -> Path:
         from genforce_train.train_force import ForceSettings, train

@@ -160,11 +160,12 @@ def radar(results: Sequence[Result], methods: Sequence[str], what: str) -> Pictu
 
 
 def curves(results: Sequence[Result]) -> Picture:
-    """Error over the number of paired contacts, a line a pair."""
+    """Error over the number of paired contacts, a line a pair; of calibrated labels, where there
+    are both."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for result in results:
         words = result["method"].split(", ")
-        if words[0] == "field":
+        if words[0] == "field" and words[1].endswith("pairs"):
             shots = int(words[1].split()[0])
             pair = f"{result['source']} → {result['target']}"
             points = dict(lines.get(pair, [])) | {shots: of_oracle(result, results)}

@@ -15,7 +15,7 @@ from genforce_train.cache import open_layout
 from genforce_train.checkpoint import load_checkpoint, save_checkpoint
 from genforce_train.evaluate import of_peak
 from genforce_train.experiment import EXPERIMENTS, Recipe, carry_out, methods
-from genforce_train.experiment_report import of_oracle, report
+from genforce_train.experiment_report import curves, of_oracle, report
 from genforce_train.models.field import FieldNet
 from genforce_train.train_force import ForceSettings
 from genforce_train.train_force import train as train_force
@@ -145,6 +145,22 @@ def test_borrowed_labels_follow_the_way_and_not_the_clock(toy_contact, tmp_path)
     np.testing.assert_allclose(
         borrowed_wrench(cache, target, source), whole.wrench[rows], atol=0.13
     )
+
+
+def test_other_gels_are_compared_by_each_way_to_their_labels_and_as_much_training(recipe, finished):
+    """By curves, by slides, by the slides alone; the oracle for as many steps as those had."""
+    gels = replace(recipe, experiment="softness", roads=("field",), shots=(4, 10))
+    names = [method.name for method in methods(gels)]
+    assert names[3:8] == [
+        "field, 4 pairs, compensated",
+        "field, 4 pairs, calibrated",
+        "field, 10 pairs, compensated",
+        "field, 10 pairs, calibrated",
+        "field, slides",
+    ]
+    assert names[-2:] == ["oracle, 3 steps", "oracle on the field, 3 steps"]
+    results = [{**finished[1][0], "indenters": "unseen", "method": name} for name in names]
+    assert b"PNG" in curves(results).data[:8]
 
 
 @pytest.mark.parametrize(
