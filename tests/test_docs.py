@@ -28,7 +28,9 @@ from genforce_train.train_cli import STAGES
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, *DOCS, *(ROOT / name for name in ("CONTRIBUTING.md", "docker/README.md"))]
+BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "docker/README.md", "bench/README.md")
+MODELS_PAGES = sorted((ROOT / "models").glob("*/README.md"))
+PAGES = [README, *DOCS, *(ROOT / name for name in BESIDE), *MODELS_PAGES]
 SOURCES = [
     path
     for package in ("collect", "sim", "infer", "train")
@@ -43,7 +45,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "plan": PlanFile,
 }
 
-by_name = functools.partial(pytest.mark.parametrize, ids=lambda p: p.name)
+by_name = functools.partial(pytest.mark.parametrize, ids=lambda p: str(p.relative_to(ROOT)))
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -134,23 +136,41 @@ class Parser(argparse.ArgumentParser):
         raise Refused(message)
 
 
+def refusal(name: str, words: list[str]) -> str:
+    """Why `genforce NAME WORDS` is not understood, empty where it is."""
+    if name not in COMMANDS:
+        return "no such command"
+    parser = Parser()
+    importlib.import_module(COMMANDS[name].module).add_arguments(parser)
+    try:
+        parser.parse_args(words)
+    except Refused as why:
+        return str(why)
+    return ""
+
+
 @by_name("page", PAGES)
 def test_every_command_line_on_a_page_is_understood(page):
     for name, *words in commands(page):
-        if name == "--help":
-            continue
-        assert name in COMMANDS, f"{page.name}: genforce {name}"
-        parser = Parser()
-        importlib.import_module(COMMANDS[name].module).add_arguments(parser)
-        try:
-            parser.parse_args(words)
-        except Refused as refusal:
-            pytest.fail(f"{page.name}: genforce {shlex.join([name, *words])}: {refusal}")
+        if name != "--help":
+            assert not refusal(name, words), f"{page.name}: genforce {shlex.join([name, *words])}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_in_the_help_of_a_command_are_understood(command):
+    text = importlib.import_module(COMMANDS[command].module).__doc__
+    # Behind the command, at two blanks and more, stands what it is good for.
+    calls = re.findall(r"^(?: *|.*[:?] )(genforce [^`\n]+?)(?:  .*)?$", text, re.MULTILINE)
+    assert calls
+    for name, *words in map(genforce_words, calls):
+        assert not refusal(name, words), shlex.join([name, *words])
+        for path in (word for word in words if word.startswith("models/")):
+            assert (ROOT / path).exists(), path
 
 
 def test_no_command_of_a_page_escapes_those_that_are_understood():
     """Of what is no program of the project's own, only these; of it, one call a line."""
-    others = {"cd", "dask", "docker", "echo", "export", "pip", "rosdep", "rviz2", "source"}
+    others = {"cd", "cp", "dask", "docker", "echo", "export", "pip", "rosdep", "rviz2", "source"}
     checked = {"accelerate", "genforce", "make", "python", "ros2", "sudo"}
     for page in PAGES:
         for line in shell_lines(page):
@@ -195,6 +215,9 @@ def test_every_graph_and_argument_on_a_page_exists(page):
 @by_name("page", PAGES)
 def test_every_module_and_make_target_on_a_page_exists(page):
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    known = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
+    for name in re.findall(r"make bench ONLY=(\w+)|bench/run.py --only (\w+)", page.read_text()):
+        assert set(name) <= known | {"", "name"}, name
     for line in shell_lines(page):
         words = line.split()
         if words[0] == "make":

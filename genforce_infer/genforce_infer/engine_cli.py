@@ -1,7 +1,9 @@
 """Build the TensorRT engines of a bundle on this machine's NVIDIA GPU.
 
 They are kept by GPU, TensorRT version and sha256 of the model; the estimator then starts with them
-by itself. Example: genforce build-engine runs/demo/model
+by itself.
+
+Example: genforce build-engine runs/demo/bundle
 """
 
 from __future__ import annotations

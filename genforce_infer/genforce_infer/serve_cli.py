@@ -1,7 +1,8 @@
 """Serve a model bundle as a live force topic, /genforce/<sensor>/wrench.
 
-Example: genforce serve runs/demo/model --sensor array_1
-         genforce serve models/array_1 models/circle_1 --sensor array_1 circle_1
+Examples:
+  genforce serve runs/demo/bundle
+  genforce serve models/force/array_1 models/force/circle_1   # two sensors, one node
 """
 
 from __future__ import annotations

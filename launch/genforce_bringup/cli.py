@@ -70,9 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(module.run(args))
     except GenforceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if entry := hints.entry_of(str(error)):
-            print(f"help: {entry}", file=sys.stderr)
+        hints.tell(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -81,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = ["usage: genforce COMMAND [options]     (genforce COMMAND --help for more)", ""]
-    lines += [f"  {name:10} {command.help}" for name, command in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines += [f"  {name:{width}} {command.help}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "example: genforce demo"])
 
 

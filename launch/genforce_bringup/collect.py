@@ -119,6 +119,8 @@ def run_goal(
 
         result = client.run(goal, show)
         progress.update(task, completed=result.contacts, state="done")
+    if not console.is_terminal:
+        console.line()  # which Rich ends its last line with on a terminal only
     if not result.success:
         if not result.invalid or result.contacts < MIN_WHOLE * len(goal.contacts):
             raise GenforceError(f"collection ended: {result.message}")

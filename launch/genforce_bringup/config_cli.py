@@ -11,13 +11,13 @@ workspace, on the gel, and does not press through it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from genforce_bringup.hints import tell
 from genforce_collect.config import (
     CellConfig,
     Section,
@@ -91,7 +91,7 @@ def _check(names: list[str]) -> int:
         try:
             path, section = read_any(name)
         except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(error)
             code = error.exit_code
             continue
         sound.append(section)

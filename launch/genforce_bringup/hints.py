@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+
+from genforce_collect.errors import GenforceError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"
 MIN_LETTERS = 12  # that a quoted message must have to tell it from others
+
+
+def tell(error: GenforceError) -> None:
+    """Print an error for a person, and where the page speaks of it."""
+    print(f"error: {error}", file=sys.stderr)
+    if entry := entry_of(str(error)):
+        print(f"help: {entry}", file=sys.stderr)
 
 
 def entry_of(message: str, page: Path = PAGE) -> str | None:

@@ -17,6 +17,7 @@ from rclpy.action import ActionClient
 from rclpy.experimental import EventsExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from genforce_bringup.graph import find_graph
 from genforce_bringup.supervisor import LAST_WORDS_S, LEADERS_S
 from genforce_collect.errors import DeviceError, GenforceError
 from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, spin_until
@@ -31,9 +32,13 @@ CANCEL_TIMEOUT_S = 10.0
 
 
 class RunningGraph:
-    """`genforce up GRAPH …` as a child with its output in a log file; ends with this object."""
+    """`genforce up GRAPH …` as a child with its output in a log file; ends with this object.
+
+    Raises `ConfigError` where cell, sensor or bundle are not what the graph takes.
+    """
 
     def __init__(self, graph: str, arguments: Mapping[str, str], log: Path) -> None:
+        find_graph(graph).processes(arguments)
         self._log = log
         words = [f"{name}:={value}" for name, value in arguments.items()]
         with log.open("wb") as output:

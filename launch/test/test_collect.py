@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from genforce_bringup.cli import main
 from genforce_bringup.collect import stream_line
+from genforce_bringup.hints import PAGE
 from genforce_msgs.msg import RecorderStatus
 
 TOPICS = ["/genforce/netft/wrench", "/genforce/array_1/image/compressed", "/genforce/robot/state"]
@@ -19,3 +25,16 @@ def test_rates_and_losses_of_each_stream_are_told_as_they_come():
 
 def test_nothing_is_told_before_anything_is_recorded():
     assert stream_line(RecorderStatus()) == ""
+
+
+def test_a_mistake_in_a_cell_file_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cell = tmp_path / "cell.yaml"
+    cell.write_text("name: mine\nrobot: {hosst: 10.0.0.2}\n")
+    bag = tmp_path / "bag"
+    assert main(["collect", "--cell", str(cell), "--out", str(bag)]) == 2
+    error, help_ = capsys.readouterr().err.splitlines()
+    assert "robot.hosst: unknown key" in error
+    assert help_ == f"help: {PAGE}#set-up-and-configuration"
+    assert list(tmp_path.iterdir()) == [cell]  # not even a log was begun
