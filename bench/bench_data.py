@@ -37,7 +37,6 @@ from genforce_train.build import BagContents, build, join
 from genforce_train.cache import Cache, open_layout, write_cache
 from genforce_train.lag import find_lag
 from genforce_train.memory import keep_freed_memory
-from genforce_train.sequences import area_images
 
 CONTACTS, FRAMES = 8, 250
 BATCH = 125
@@ -104,7 +103,7 @@ def _pass(cache: Cache, pool: ThreadPoolExecutor, rng: np.random.Generator) -> N
 
     def load(share: np.ndarray) -> None:
         for rows in share:
-            area_images(cache.bits, rows)
+            torch.from_numpy(cache.images(rows))
 
     for _ in pool.map(load, batches):
         pass

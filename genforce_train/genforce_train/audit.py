@@ -113,7 +113,7 @@ def audit(cache: Cache, sensor: str, contacts: Sequence[int] | None = None, seed
         shifted = [np.interp(at, times, force[:, axis]) for axis in range(3)]
         shuffled = force[known][rng.permutation(count)]
         labels.append(np.concatenate([np.stack(shifted, -1).reshape(count, -1), shuffled], 1))
-        inputs.append(image_changes(np.array(cache.bits[part])[known], reference))
+        inputs.append(image_changes(cache.images(np.r_[part][known]), reference))
         groups.append(np.full(count, len(groups)))
     r2 = np.full(len(lags) + 1, np.nan)
     if len(groups) >= LEAST_CONTACTS:

@@ -1,8 +1,9 @@
 """A packed, memory-mapped copy of labelled contacts: bits stay bits, any contact at once.
 
     <cache>/bits.npy      (frames, 38400) uint8     <cache>/index.json
-    <cache>/<label>.npy   (frames, ...) one a field of `dataset.Contact`
+    <cache>/<label>.npy   (frames, ...) one a field of `layout.Contact`
     <cache>/references.npy, rest_bits.npy, rest_wrench.npy
+    <cache>/blocks.npy    (frames + frames at rest, 120, 160) uint8, their `block_counts`
 
 It is built once from a layout folder, or from any stream of contacts (bags, simulation).
 """
@@ -13,19 +14,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from genforce_collect.errors import DataError
 from genforce_collect.layout import HEIGHT, NOT_FINITE, PACKED, WIDTH, Contact, ContactKey, Layout
 
-FORMAT = 1
+FORMAT = 2
 LABELS = {
     "wrench": (np.float64, (6,)),
     "pose": (np.float64, (6,)),
@@ -86,6 +86,26 @@ class Cache:
     def bits(self) -> np.ndarray:
         """(frames, 38400) uint8, memory-mapped."""
         return self.array("bits")
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """Frames of contacts, and after those the ones at rest, by number (k,) -> (k, 120, 160)
+        float32: `genforce_infer.preprocess.area_average` of their marker images, exactly. Raises
+        `IndexError` for numbers of none."""
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self._blocks)):
+            raise IndexError(f"frames {rows.min()} to {rows.max()} of {len(self._blocks)}")
+        images = np.empty((len(rows), *BLOCKS), np.float32)
+        some = np.empty((AT_ONCE, *BLOCKS), np.uint8)
+        for start in range(0, len(rows), AT_ONCE):
+            image = images[start : start + AT_ONCE]
+            counts = some[: len(image)]
+            np.take(self._blocks, rows[start : start + AT_ONCE], 0, out=counts, mode="clip")
+            np.copyto(image, counts)
+            image *= SIXTEENTH
+        return images
+
+    @cached_property
+    def _blocks(self) -> np.ndarray:
+        return self.array("blocks")
 
     @cached_property
     def wrench(self) -> np.ndarray:
@@ -286,10 +306,12 @@ def write_cache(
     draft.mkdir(parents=True)
     types = {"bits": (np.uint8, (PACKED,)), **LABELS}
     writers = {name: _Appender(draft / f"{name}.npy", *kind) for name, kind in types.items()}
+    blocks = _Appender(draft / "blocks.npy", np.uint8, BLOCKS)
     keys, bounds, sources = [], [0], []
     for contact in contacts:
         for name, writer in writers.items():
             writer.append(getattr(contact, name))
+        blocks.append(block_counts(contact.bits))
         keys.append([contact.key.sensor, contact.key.indenter, contact.key.number])
         bounds.append(bounds[-1] + len(contact))
         sources.append(contact.source)
@@ -298,6 +320,9 @@ def write_cache(
     names = sorted(sensors)
     rest = [sensors[name][1:] for name in names]
     rest_bounds = np.cumsum([0, *(len(bits) for bits, _ in rest)]).tolist()
+    for bits, _ in rest:
+        blocks.append(block_counts(bits))
+    blocks.close()
     empty = [(np.empty((0, PACKED), np.uint8), np.empty((0, 6)))]
     references = np.array([sensors[name][0] for name in names], np.uint8).reshape(-1, PACKED)
     np.save(draft / "references.npy", references)
@@ -351,67 +376,25 @@ class _Appender:
 # --- network inputs ---------------------------------------------------------------------------
 
 
-def block_counts(bits: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """Packed images (n, 38400), or those `rows` (k,) of them -> (k, 120, 160) uint8: set pixels of
-    each 4x4 block, 0 to 16. Raises `IndexError` for rows that are not there."""
-    counts = np.empty((len(bits if rows is None else rows), HEIGHT // 4, WIDTH // 4), np.uint8)
-    for part, some in _some_counts(bits, rows):
-        counts[part] = some
-    return counts
+def block_counts(bits: np.ndarray) -> np.ndarray:
+    """Packed images (n, 38400) -> (n, 120, 160) uint8: set pixels of each 4x4 block, 0 to 16."""
+    counts = np.empty((len(bits), BLOCKS[0], BLOCKS[1] // 2, 2), np.uint8)
+    for start in range(0, len(bits), AT_ONCE):
+        words = np.array(bits[start : start + AT_ONCE], order="C").view(np.uint64)
+        # Counts within each nibble, eight bytes at a time (SWAR), then of four rows of pixels.
+        words -= (words >> ONE) & PAIRS
+        words = (words & NIBBLE_PAIRS) + ((words >> TWO) & NIBBLE_PAIRS)
+        rows = words.reshape(-1, BLOCKS[0], 4, WIDTH // 64)
+        two_rows = rows[:, :, :2] + rows[:, :, 2:]
+        for side, half in enumerate((two_rows >> FOUR, two_rows)):
+            half &= NIBBLES
+            four_rows = half[:, :, 0] + half[:, :, 1]
+            counts[start : start + AT_ONCE, ..., side] = four_rows.view(np.uint8)
+    return counts.reshape(-1, *BLOCKS)
 
 
-def block_parts(bits: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """`block_counts` over 16 as float32: `genforce_infer.preprocess.area_average` at 120x160,
-    exactly."""
-    parts = np.empty((len(bits if rows is None else rows), HEIGHT // 4, WIDTH // 4), np.float32)
-    for part, some in _some_counts(bits, rows):
-        parts[part] = some
-        parts[part] *= SIXTEENTH
-    return parts
-
-
-def _some_counts(bits: np.ndarray, rows: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
-    """A few images at a time: which, and their `block_counts`, good until the next. Buffers stay
-    where the processor's cache has them, and one operation is long enough for another thread to
-    run beside it."""
-    images = np.ascontiguousarray(bits).view(np.uint64)
-    count = len(bits) if rows is None else len(rows)
-    if rows is not None and count and not (rows.min() >= 0 and rows.max() < len(bits)):
-        raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(bits)} images")
-    most = min(AT_ONCE, count)
-    words, shifted, summed = np.empty((3, most, PACKED // 8), np.uint64)
-    counts = np.empty((most, HEIGHT // 4, WIDTH // 4), np.uint8)
-    row = WIDTH // 64  # words of a row of pixels
-    for start in range(0, count, most or 1):
-        part = slice(start, min(start + most, count))
-        size = part.stop - start
-        if rows is None:
-            np.copyto(words[:size], images[part])
-        else:
-            np.take(images, rows[part], axis=0, out=words[:size], mode="clip")
-        word, other, total = (buffer[:size].ravel() for buffer in (words, shifted, summed))
-        # Counts within each nibble, eight bytes at a time (SWAR).
-        np.right_shift(word, ONE, out=other)
-        other &= PAIRS
-        word -= other
-        np.right_shift(word, TWO, out=other)
-        other &= NIBBLE_PAIRS
-        word &= NIBBLE_PAIRS
-        word += other
-        # Each row's with the next one's, of which every other is wanted, then those two rows on, of
-        # which every fourth: one long operation is quicker than many on single rows.
-        np.add(word[:-row], word[row:], out=other[:-row])
-        np.right_shift(other, FOUR, out=word)
-        word &= NIBBLES
-        other &= NIBBLES
-        np.add(word[: -2 * row], word[2 * row :], out=total[: -2 * row])
-        np.add(other[: -2 * row], other[2 * row :], out=word[: -2 * row])
-        halves = [np.copy(half.reshape(-1, 4, row)[:, 0]).view(np.uint8) for half in (total, word)]
-        cv2.merge(halves, counts[:size].reshape(-1, WIDTH // 8, 2))
-        yield part, counts[:size]
-
-
-AT_ONCE = 16
+BLOCKS = HEIGHT // 4, WIDTH // 4
+AT_ONCE = 16  # images that the processor's cache holds
 SIXTEENTH = np.float32(1 / 16)
 ONE, TWO, FOUR = np.uint64(1), np.uint64(2), np.uint64(4)
 PAIRS = np.uint64(0x5555555555555555)

@@ -109,7 +109,7 @@ def find_lag(cache: Cache, rows: Sequence[int], most_frames: int = MOST_FRAMES) 
         width = SMOOTHING * float(np.median(np.diff(times)))
         at = np.clip(times[known, None] + unit.lags, times[0], times[-1])
         shifted = [_line_weights(times, column, width) @ force for column in at.T]
-        changes = image_changes(np.array(cache.bits[part]), cache.reference(cache.keys[row].sensor))
+        changes = image_changes(cache.images(np.r_[part]), cache.reference(cache.keys[row].sensor))
         seen = np.concatenate([changes, _average(times, changes, unit.memory)], 1)
         forces.append(np.stack(shifted, 1))
         inputs.append(_line_weights(times, times[known], width) @ seen)
@@ -133,16 +133,17 @@ def find_lag(cache: Cache, rows: Sequence[int], most_frames: int = MOST_FRAMES) 
     )
 
 
-def image_changes(bits: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Packed frames (n, 38400) against a reference -> (n, 4 x 300) float32 local changes: how much,
-    by sign, and along x and y (change times the reference's slope, as in optical flow)."""
+def image_changes(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Frames (n, 120, 160) in 0..1 against a packed reference -> (n, 4 x 300) float32 local
+    changes: how much, by sign, and along x and y (change times the reference's slope, as in
+    optical flow)."""
     still = block_counts(reference[None])[0].astype(np.float32) / 16
     slope_y, slope_x = np.gradient(_blur(still[None])[0])
-    change = _blur(block_counts(bits).astype(np.float32) / 16 - still)
+    change = _blur(images - still)
     channels = np.stack([change, abs(change), change * slope_x, change * slope_y], 1)
     rows, columns = still.shape[0] // CELLS[0], still.shape[1] // CELLS[1]
-    cells = channels.reshape(len(bits), CHANNELS, CELLS[0], rows, CELLS[1], columns).mean((3, 5))
-    return cells.reshape(len(bits), -1)
+    cells = channels.reshape(len(images), CHANNELS, CELLS[0], rows, CELLS[1], columns).mean((3, 5))
+    return cells.reshape(len(images), -1)
 
 
 def unit_of(cache: Cache, rows: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from genforce_collect.layout import UNKNOWN_PHASE, Contact, ContactKey, Layout, 
 from genforce_collect.markers.tracking import match
 from genforce_train.build import open_data
 from genforce_train.cache import Cache, Sensors, cached, split_contacts
-from genforce_train.sequences import marker_images
+from genforce_train.sequences import area_images
 from genforce_train.translations import marker_centres
 
 PAIRED_PHASES = 3
@@ -31,13 +31,13 @@ PAIRED_PHASES = 3
 class Pairs:
     """N moments of contacts on S sensors.
 
-    bits (n, 38400) packed marker images; rows (S, N) which of them a sensor shows at a moment, -1
-    where it has none; references (S, 38400); contacts (N,) names of what pressed where; uses
-    ("train", "validation", "test") -> moments.
+    rows (S, N) which frame of the cache a sensor shows at a moment, -1 where it has none;
+    references (S, 38400); contacts (N,) names of what pressed where; uses ("train", "validation",
+    "test") -> moments.
     """
 
     sensors: tuple[str, ...]
-    bits: np.ndarray
+    cache: Cache
     rows: np.ndarray
     references: np.ndarray
     contacts: np.ndarray
@@ -57,15 +57,24 @@ class Pairs:
 
     def inputs(self, sources: np.ndarray, targets: np.ndarray, moments: np.ndarray) -> Tensor:
         """(k, 4, 120, 160) in 0..1: source mask and reference, target reference and mask."""
-        source = marker_images(self.images(sources, moments), self.references[sources])
-        target = marker_images(self.references[targets], self.images(targets, moments))
-        return torch.cat([source, target], 1)
+        source, target = self._seen(sources, moments), self._seen(targets, moments)
+        return torch.stack([source, self._rest[sources], self._rest[targets], target], 1)
+
+    def _seen(self, sensors: np.ndarray, moments: np.ndarray) -> Tensor:
+        images, touching = self._rest[sensors], moments >= 0
+        rows = self.rows[sensors[touching], moments[touching]]
+        images[touching] = torch.from_numpy(self.cache.images(rows))
+        return images
+
+    @cached_property
+    def _rest(self) -> Tensor:
+        return area_images(self.references)
 
     def images(self, sensors: np.ndarray, moments: np.ndarray) -> np.ndarray:
         """Packed marker images (k, 38400) of sensors at moments."""
         images = self.references[sensors]
         touching = moments >= 0
-        images[touching] = self.bits[self.rows[sensors[touching], moments[touching]]]
+        images[touching] = self.cache.bits[self.rows[sensors[touching], moments[touching]]]
         return images
 
     def moves(self, sensors: np.ndarray, moments: np.ndarray) -> Tensor:
@@ -193,7 +202,7 @@ def _stack(
         )
     return Pairs(
         sensors=tuple(sensors),
-        bits=cache.bits,
+        cache=cache,
         rows=np.array(columns).T,
         references=np.stack([cache.reference(name) for name in sensors]),
         contacts=np.array([f"{indenter}/{number}" for indenter, number in names]),

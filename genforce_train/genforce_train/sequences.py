@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from genforce_collect.errors import DataError
-from genforce_collect.layout import HEIGHT, WIDTH, unpack
+from genforce_collect.layout import unpack
 from genforce_infer.preprocess import area_average
-from genforce_train.cache import Cache, block_parts
+from genforce_train.cache import Cache, block_counts
 
 # Mirrored left-right and up-down, a scene is another valid one: signs of fx fy fz tx ty tz.
 MIRROR_SIGNS = {
@@ -75,16 +75,16 @@ def maps_of(cache: Cache, front: nn.Module, shape: tuple[int, ...], name: str) -
     reference, memory-mapped; computed once a cache and `name`."""
     path = cache.folder / f"{name}.npy"
     if not path.is_file():
-        rest_bits = cache.array("rest_bits")
         sensors = cache.sensor_numbers()
-        references = np.stack([cache.reference(sensor) for sensor in cache.sensors])
+        references = area_images(np.stack([cache.reference(sensor) for sensor in cache.sensors]))
         partial = path.with_suffix(f".{os.getpid()}.partial")
         maps = np.lib.format.open_memmap(partial, "w+", np.float16, (len(sensors), *shape))
         with torch.inference_mode():
             for start in range(0, len(sensors), 64):
                 rows = np.arange(start, min(start + 64, len(sensors)))
-                masks = take(cache.bits, rest_bits, rows)
-                maps[rows] = front(marker_images(masks, references[sensors[rows]])).numpy()
+                images = torch.from_numpy(cache.images(rows))
+                seen = torch.stack([images, references[sensors[rows]]], 1)
+                maps[rows] = front(seen).numpy()
         maps.flush()
         del maps
         partial.replace(path)
@@ -93,15 +93,12 @@ def maps_of(cache: Cache, front: nn.Module, shape: tuple[int, ...], name: str) -
 
 def marker_images(masks: np.ndarray, references: np.ndarray) -> Tensor:
     """Packed images (n, 38400) and their references -> (n, 2, 120, 160) in 0..1."""
-    images = torch.empty(len(masks), 2, HEIGHT // 4, WIDTH // 4)
-    images[:, 0] = area_images(masks)
-    images[:, 1] = area_images(references)
-    return images
+    return torch.stack([area_images(masks), area_images(references)], 1)
 
 
-def area_images(bits: np.ndarray, rows: np.ndarray | None = None) -> Tensor:
-    """Packed images (n, 38400), or those `rows` (k,) of them -> (k, 120, 160) in 0..1."""
-    return torch.from_numpy(block_parts(bits, rows))
+def area_images(bits: np.ndarray) -> Tensor:
+    """Packed images (n, 38400) -> (n, 120, 160) in 0..1; those of a cache: `Cache.images`."""
+    return torch.from_numpy(block_counts(bits)) / 16
 
 
 def take(first: np.ndarray, second: np.ndarray, rows: np.ndarray) -> np.ndarray:

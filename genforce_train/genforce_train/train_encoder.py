@@ -56,7 +56,7 @@ def train(settings: EncoderSettings, quiet: bool = False) -> dict[str, Any]:
     )
     if not len(learned):
         raise DataError(f"{settings.data}: no image left to train on; all indenters are unseen")
-    references = np.stack([cache.reference(name) for name in cache.sensors])
+    references = area_images(np.stack([cache.reference(name) for name in cache.sensors]))
 
     # --- model
     net = MarkerEncoder(settings.width)
@@ -67,7 +67,7 @@ def train(settings: EncoderSettings, quiet: bool = False) -> dict[str, Any]:
     for step in run.steps():
         run.model.train()
         rows = run.share(run.rng(step).choice(learned, settings.batch))
-        images = area_images(cache.bits, rows)[:, None].to(run.device)
+        images = torch.from_numpy(cache.images(rows))[:, None].to(run.device)
         with run.autocast():
             shown, mean, log_variance = run.model(images)
         shown = shown.float()
@@ -75,7 +75,7 @@ def train(settings: EncoderSettings, quiet: bool = False) -> dict[str, Any]:
         run.descend(loss + settings.kl * kl_divergence(mean.float(), log_variance.float()))
         if run.due:
             chosen = known[:: max(1, len(known) // EVALUATION_IMAGES)]
-            images = area_images(np.concatenate([cache.bits[chosen], references]))[:, None]
+            images = torch.cat([torch.from_numpy(cache.images(chosen)), references])[:, None]
             scores = run.once(partial(evaluate, net, images.to(run.device)))
             run.keep(scores["l1"], scores)
 

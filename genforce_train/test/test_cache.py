@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from genforce_collect.errors import DataError
 from genforce_collect.layout import Layout, pack, unpack
 from genforce_infer.preprocess import area_average
-from genforce_train.cache import Cache, block_counts, block_parts, open_layout, split_contacts
+from genforce_train.cache import FORMAT, Cache, block_counts, open_layout, split_contacts
+from genforce_train.sequences import area_images
 
 
 @pytest.fixture
@@ -111,14 +112,27 @@ def test_training_input_is_the_runtime_input(seed, density):
     mask = np.random.default_rng(seed).random((480, 640)) < density
     expected = area_average(mask, (120, 160))
     np.testing.assert_array_equal(block_counts(pack(mask)[None])[0] / np.float32(16), expected)
-    np.testing.assert_array_equal(block_parts(pack(mask)[None])[0], expected)
+    np.testing.assert_array_equal(area_images(pack(mask)[None])[0], expected)
     np.testing.assert_array_equal(unpack(pack(mask)), mask)
 
 
-def test_frames_load_in_any_order_and_number():
-    bits = np.random.default_rng(0).integers(0, 256, (40, 38400), np.uint8)
-    rows = np.random.default_rng(1).integers(0, 40, 37)
-    np.testing.assert_array_equal(block_parts(bits, rows), block_parts(bits)[rows])
-    assert block_parts(bits, rows[:0]).shape == (0, 120, 160)
-    with pytest.raises(IndexError, match="40 images"):
-        block_parts(bits, np.array([3, 40]))
+def test_frames_load_in_any_order_and_number(layout):
+    cache = open_layout(layout.root)
+    bits = np.concatenate([cache.bits, cache.rest("toy")[0]])
+    expected = np.stack([area_average(mask, (120, 160)) for mask in unpack(bits)])
+    rows = np.random.default_rng(1).integers(0, len(bits), 37)
+    np.testing.assert_array_equal(cache.images(np.arange(len(bits))), expected)
+    np.testing.assert_array_equal(cache.images(rows), expected[rows])
+    assert cache.images(rows[:0]).shape == (0, 120, 160)
+    for beyond in (-1, len(bits)):
+        with pytest.raises(IndexError, match=f"of {len(bits)}"):
+            cache.images(np.array([3, beyond]))
+
+
+def test_cache_of_an_older_format_is_rebuilt(layout):
+    index = open_layout(layout.root).folder / "index.json"
+    index.write_text(index.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
+    (index.parent / "blocks.npy").unlink()
+    with pytest.raises(DataError, match="another format"):
+        Cache(index.parent)
+    assert len(open_layout(layout.root).images(np.arange(10))) == 10

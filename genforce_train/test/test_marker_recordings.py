@@ -218,7 +218,7 @@ def test_forces_of_real_sessions_are_found_in_their_images(realdata, tmp_path):
         np.concatenate([np.r_[cache.rows(row)] for row in part])
         for part in (split.train, split.validation)
     ]
-    x = image_changes(np.array(cache.bits[:]), cache.reference("markers_ft"))
+    x = image_changes(cache.images(np.arange(cache.frames)), cache.reference("markers_ft"))
     x = (x - x[frames[0]].mean(0)) / (x[frames[0]].std(0) + 1e-6)
     y = np.array(cache.wrench[:, :3])
     gram = x[frames[0]].T @ x[frames[0]] + 100 * np.eye(x.shape[1])
