@@ -173,6 +173,8 @@ def test_whichever_node_is_killed_the_plan_is_whole_after_resuming(collection, t
         killed_ns = time.time_ns()
         code, text = collection.finish()
         assert code != 0, text
+        log = (tmp_path / "bag.log").read_text()
+        assert log.index("indenter ended") < log.index("recorder ended"), "it waits for nobody dead"
         now = whole(bag)
         assert set(now) >= set(before)
         assert len(now) == len(set(now)), "what was whole was not made again"

@@ -71,6 +71,7 @@ class _Topic:
     def __init__(self, spec: TopicSpec, start_ns: int) -> None:
         self.spec = spec
         self.account = StreamAccount(start_ns)
+        self.log_ns = 0  # when its newest message was received
         self.stamped = has_header(spec.type, typestore(spec.type))
         self.late = False
         self.late_start_ns = 0
@@ -214,7 +215,9 @@ class Recording:
         if waited_s > SETTLE_MAX_S or self._error:
             return True
         topics = list(self._topics.values())
-        return all(topic.account.settled(self._stop_ns) for topic in topics)
+        # A producer that died long before the others' newest message sends no more.
+        awaited_ns = max((topic.log_ns for topic in topics), default=0) - int(SETTLE_MAX_S * 1e9)
+        return all(t.log_ns < awaited_ns or t.account.settled(self._stop_ns) for t in topics)
 
     def _write_queue(self) -> None:
         self._announce_topics()
@@ -225,7 +228,7 @@ class Recording:
             stamp_ns = stamp_of(data) if topic.stamped else log_ns
             if topic.spec.latched and not topic.begun and stamp_ns < self.start_ns:
                 continue  # what its publisher keeps of earlier recordings
-            topic.begun = True
+            topic.begun, topic.log_ns = True, log_ns
             self._writer.write(topic.spec.name, data, log_ns, stamp_ns)
             if topic.late and not topic.late_start_ns:
                 topic.late_start_ns = stamp_ns

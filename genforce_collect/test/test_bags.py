@@ -28,6 +28,7 @@ from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CompressedImage
 
 from genforce_collect import bag_cli
+from genforce_collect import recording as recording_module
 from genforce_collect.accounting import UNNUMBERED_NS, StreamAccount
 from genforce_collect.bags import BagReader, BagWriter, TopicSpec, repair, session_bags
 from genforce_collect.errors import DataError, GenforceError
@@ -433,6 +434,26 @@ def test_a_step_of_the_system_time_costs_only_the_contact_it_falls_in(
     assert len(values) == 300
     whole = {c.index: c.whole for c in verify(tmp_path / "bag").contacts}
     assert whole == {0: True, 1: False, 2: True}
+
+
+def test_closing_does_not_wait_for_a_stream_that_died_long_before(tmp_path: Path, monkeypatch):
+    patience_s = 1000.0  # waited for, it would fail this test by its time limit
+    monkeypatch.setattr(recording_module, "SETTLE_MAX_S", patience_s)
+    real, step_ns = time.time_ns, [0]
+    monkeypatch.setattr(time, "time_ns", lambda: real() + step_ns[0])
+    recording = Recording(tmp_path / "bag", {})
+    for spec in (WRENCH, TIMES, CONTACT):
+        recording.add_topic(spec)
+    recording.start()
+    for i in range(2):  # the report of the second one died with the producer
+        now = time.time_ns()
+        recording.put(WRENCH.name, wrench(now))
+        if i == 0:
+            recording.put(TIMES.name, times(WRENCH.name, i, [now]))
+    step_ns[0] = round(1.1 * patience_s * 1e9)
+    recording.put(CONTACT.name, contact(0, time.time_ns(), Phase.NORMAL_INC, 0))
+    topics = {topic.name: topic.received for topic in recording.finish().topics}
+    assert topics == {WRENCH.name: 2, TIMES.name: 1, CONTACT.name: 1}
 
 
 def test_contacts_of_an_earlier_recording_are_no_part_of_this_one(tmp_path: Path):

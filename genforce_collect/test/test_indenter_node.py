@@ -34,7 +34,7 @@ from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, Stream, spin_u
 from genforce_collect.trajectory import Phase
 from genforce_collect.verification import BagReport, verify
 from genforce_msgs.action import CollectIndent, MoveLinear
-from genforce_msgs.msg import Markers, RobotState
+from genforce_msgs.msg import Markers, RecorderStatus, RobotState
 
 PATIENCE_S = 60.0  # a test that waits this long has failed, however busy the machine
 RATES = {"wrench": 250.0, "pose": 125.0, "image": 30.0, "markers": 30.0}
@@ -455,6 +455,22 @@ def test_a_full_disk_ends_the_run_with_the_tip_out_of_the_gel_and_a_readable_bag
     assert "recording ended" in result.message
     assert session.cell.position[2] >= 0.002
     assert verify(bag).messages > 100
+
+
+def test_a_recorder_that_began_anew_ends_the_run_without_another_contact(session: Session):
+    another = session.cell.create_publisher(RecorderStatus, "recorder/status", LATCHED_QOS)
+
+    def begin_anew() -> None:
+        another.publish(RecorderStatus())  # holds no bag
+        session.cell.fail_next = lambda _: "protective stop"  # a fault that is recovered from
+
+    in_a_contact(session, 2, begin_anew)
+    result = session.run(bag=str(session.folder / "anew"), contacts=list(range(6)))
+    session.cell.destroy_publisher(another)
+    assert not result.success
+    assert "recorder: it began anew" in result.message
+    assert session.cell.calls.count("netft/tare") == 1
+    assert Phase.DONE not in [phase for index, phase in phases(result.bag) if index > 0]
 
 
 def test_cancel_stops_the_robot_retracts_and_closes_the_bag(session: Session):

@@ -20,7 +20,7 @@ from rclpy.signals import SignalHandlerOptions
 from genforce_bringup.graph import find_graph
 from genforce_bringup.supervisor import LAST_WORDS_S, LEADERS_S
 from genforce_collect.errors import DeviceError, GenforceError
-from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, spin_until
+from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, SPIN_TIMEOUT_S, spin_until
 from genforce_collect.processes import end_with_parent
 from genforce_msgs.action import CollectIndent
 from genforce_msgs.msg import RecorderStatus
@@ -142,7 +142,7 @@ class CollectClient:
             self._graph.check()
             if time.monotonic() > deadline:
                 raise DeviceError("the collection action did not come up; see the graph's log")
-            self._executor.spin_once(timeout_sec=0.05)
+            self._executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
         sent = self._client.send_goal_async(
             goal, feedback_callback=lambda message: on_feedback(message.feedback)
         )
@@ -160,5 +160,5 @@ class CollectClient:
     def _wait(self, future: Any) -> Any:
         while not future.done():
             self._graph.check()
-            spin_until(self._executor, future.done, 0.5)
+            self._executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
         return future.result()

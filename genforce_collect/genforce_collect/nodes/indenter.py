@@ -281,6 +281,7 @@ class RosRig:
         self._began_anew = ""  # a stream whose node was started again
         self._faults: dict[str, str] = {}  # of the devices that say they are of no use now
         self._state = RobotState(message="the robot node has not spoken yet")
+        self._state_heard_at = -math.inf
         self._bag = ""
         self._other_bag = ""
         self._recorder_error = ""
@@ -329,8 +330,8 @@ class RosRig:
         goal.pose.orientation = TOOL_DOWN
         distance = math.dist(target, self.tip())
         limit_s = 5.0 + 3 * move_duration(distance, goal.speed, goal.acceleration)
-        if not self._mover.server_is_ready():
-            raise ContactBroken("the robot node is gone")
+        if gone := self._robot_gone():
+            raise ContactBroken(gone)
         handle = self._wait_moving(self._mover.send_goal_async(goal), limit_s)
         if not handle.accepted:
             raise ContactBroken(f"the robot refused to move: {self._state.message or 'busy'}")
@@ -344,7 +345,11 @@ class RosRig:
         if client.service_is_ready():
             client.call_async(Trigger.Request())
             motion = self._motion
-            spin_until(self._executor, lambda: motion is None or motion.done(), HALT_TIMEOUT_S)
+            spin_until(
+                self._executor,
+                lambda: motion is None or motion.done() or bool(self._robot_gone()),
+                HALT_TIMEOUT_S,
+            )
 
     def recover(self) -> None:
         self.rest(0.2)
@@ -436,8 +441,16 @@ class RosRig:
         if not self._closing.is_set():
             return "ended by the operator"
         self.halt()
-        spin_until(self._executor, lambda: bool(self._silent(LAST_WORD_S)), 1.5 * LAST_WORD_S)
-        why = self._silent(LAST_WORD_S) or ("" if self._state.ready else self._state.message)
+        why = ""
+
+        def known() -> bool:
+            nonlocal why
+            state = self._state
+            problem = "" if state.ready or state.moving else state.message
+            why = self._silent(LAST_WORD_S) or problem
+            return bool(why)
+
+        spin_until(self._executor, known, 1.5 * LAST_WORD_S)
         return f"the graph ended: {why}" if why else "the graph was ended"
 
     def _wait_moving(self, future: Future, timeout_s: float) -> Any:
@@ -446,7 +459,7 @@ class RosRig:
 
         def over() -> bool:
             nonlocal trouble
-            trouble = "" if self._finishing else self._trouble()
+            trouble = self._robot_gone() if self._finishing else self._trouble()
             return bool(future.done() or trouble)
 
         try:
@@ -458,7 +471,7 @@ class RosRig:
         if future.done():
             return future.result()
         self.halt()
-        if self._bag and (self._recorder_error or self._recorder_gone()):
+        if self._recording_lost():
             raise DeviceError(trouble)
         raise ContactBroken(trouble)
 
@@ -477,6 +490,8 @@ class RosRig:
         """Wait until a contact could begin. Raises `DeviceError` with what hinders it."""
         deadline = time.monotonic() + timeout_s
         while True:
+            if lost := self._recording_lost():  # no recorder takes up a bag again
+                raise DeviceError(lost)
             self._began_anew = ""  # a node may: what it measures is zeroed before the contact
             reason = self._not_ready() or hindrance()
             if not reason:
@@ -500,10 +515,8 @@ class RosRig:
 
     def _trouble(self) -> str:
         """What forbids to go on; empty when nothing does."""
-        if self._recorder_error:
-            return f"recorder: {self._recorder_error}"
-        if self._bag and (reason := self._recorder_gone()):
-            return reason
+        if lost := self._recording_lost():
+            return lost
         if silent := self._silent(SILENT_S):
             return silent
         if self._began_anew:
@@ -517,6 +530,17 @@ class RosRig:
             if now - heard_at > longer_than_s:
                 return f"{topic} is silent"
         return ""
+
+    def _robot_gone(self) -> str:
+        """Why nobody would carry out a move; empty where the robot node lives."""
+        silent = time.monotonic() - self._state_heard_at > SILENT_S
+        return "the robot node is gone" if silent or not self._mover.server_is_ready() else ""
+
+    def _recording_lost(self) -> str:
+        """Why what comes now is in no bag; empty while it is recorded, or need not be."""
+        if self._recorder_error:
+            return f"recorder: {self._recorder_error}"
+        return self._recorder_gone() if self._bag else ""
 
     def _recorder_busy(self) -> str:
         if self._other_bag:
@@ -548,7 +572,7 @@ class RosRig:
                 self._faults[status.name] = status.message if ill else ""
 
     def _on_state(self, message: RobotState) -> None:
-        self._state = message
+        self._state, self._state_heard_at = message, time.monotonic()
 
     def _on_recorder(self, message: RecorderStatus) -> None:
         if message.bag == self._bag:
@@ -558,6 +582,8 @@ class RosRig:
                 for topic, count in zip(message.topics, message.received, strict=True)
                 if count
             )
+        elif self._recorded and not message.bag:
+            self._recorder_error = "it began anew: its node was started again"
         self._other_bag = message.bag if message.recording and message.bag != self._bag else ""
         if message.bag == self._bag or not self._bag:
             self._recorder_heard_at = time.monotonic()

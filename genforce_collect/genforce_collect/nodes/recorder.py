@@ -30,6 +30,7 @@ from genforce_collect.nodes.common import (
     NAMESPACE,
     Diagnostics,
     run,
+    spin_until,
 )
 from genforce_collect.nodes.messages import message_class
 from genforce_collect.recording import Recording, RecordingOptions, RecordingStatus
@@ -210,10 +211,11 @@ class Recorder(Node):
         )
 
     def close(self) -> None:
-        """Close the bag with everything received so far."""
+        """Close the bag with everything sent so far."""
         self._service_thread.close()
-        if self._recording is not None:
-            self._recording.finish()
+        if (recording := self._recording) is not None:
+            recording.request_stop()
+            spin_until(self.executor, lambda: recording.done)  # for the last of what is awaited
 
 
 class _ServiceThread:
