@@ -9,10 +9,8 @@ setup:
 demo: setup
 	@$(ACTIVATE) && exec genforce demo $(ARGS)
 
-# Half of the tests run devices, nodes and graphs in real time, which anything else on the machine can
-# break: a test that fails is tried once more, and the summary names it as a rerun.
 test: setup lint
-	@$(ACTIVATE) && python -m pytest --reruns 1 $(ARGS)
+	@$(ACTIVATE) && scripts/test.sh $(ARGS)
 
 lint: setup
 	@$(ACTIVATE) && ruff check . && ruff format --check . && python -m mypy

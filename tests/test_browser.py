@@ -23,6 +23,8 @@ from genforce_collect.report import write_report
 from genforce_collect.trajectory import Phase
 from genforce_msgs.msg import Contact, Markers
 
+pytestmark = pytest.mark.live
+
 ROOT = Path(__file__).parents[1]
 T0_NS = 1_700_000_000_000_000_000
 GEL_BGR = (190, 40, 200)  # nothing of a viewer has this colour
@@ -109,7 +111,6 @@ def _markers(places: np.ndarray) -> Markers:
     )
 
 
-@pytest.mark.slow
 def test_the_live_view_shows_camera_markers_motion_and_force(bag, tmp_path):
     pytest.importorskip("rerun", reason="Rerun is not installed (requirements/view.txt)")
     with screenshots.viewing(bag) as address, screenshots.browser() as page:

@@ -19,6 +19,8 @@ from genforce_collect.verification import verify
 from genforce_train.checkpoint import load_checkpoint
 from genforce_train.models.force import MODELS
 
+pytestmark = pytest.mark.live
+
 TOPICS = {
     "/genforce/robot/tcp_pose",
     "/genforce/robot/state",
@@ -43,7 +45,6 @@ def demo(cell: Path, out: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
 def test_a_force_learned_from_collected_contacts_is_served_live(fast_cell, tmp_path):
     out = tmp_path / "demo"
     process = demo(fast_cell, out, "--contacts", "12", "--live", "4", "--steps", "150")
@@ -73,7 +74,6 @@ def test_training_begins_from_the_shipped_model_of_such_a_sensor(tmp_path):
     assert not training(DemoConfig(sensor="circle_2"), tmp_path, tmp_path).init
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_the_robot_closes_the_bag_and_leaves_no_process(fast_cell, tmp_path):
     out = tmp_path / "demo"
     process = demo(fast_cell, out, "--contacts", "100", "--live", "1")

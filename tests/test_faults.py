@@ -30,7 +30,7 @@ KILLED_IN_TURN = ("robot", "netft", "recorder", "indenter", "virtual_cell")
 IN_GEL = {Phase.NORMAL_INC, Phase.SHEAR_INC, Phase.SHEAR_DEC, Phase.NORMAL_DEC}
 TORN_S = 1.0  # what a kill may cost
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.live
 
 
 class Collection:

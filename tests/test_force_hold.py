@@ -15,13 +15,14 @@ from rclpy.executors import SingleThreadedExecutor
 from genforce_bringup.session import RunningGraph
 from genforce_collect.nodes.common import NAMESPACE, spin_until, stream_qos
 
+pytestmark = pytest.mark.live
+
 MODEL = Path(__file__).parents[1] / "models" / "array_1" / "bundle"
 TARGET_N, TOLERANCE_N = 2.0, 0.3  # on a machine that does other things too
 HELD_SAMPLES = 1000  # of the force sensor: one second
 TIMEOUT_S = 90.0
 
 
-@pytest.mark.slow
 def test_the_example_client_holds_two_newtons(fast_cell: Path, tmp_path: Path) -> None:
     arguments = {"cell": str(fast_cell), "sensor": "array_1", "bundle": str(MODEL)}
     client = [sys.executable, "-m", "genforce_infer.examples.hold_force"]

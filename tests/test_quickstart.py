@@ -14,6 +14,8 @@ import yaml
 
 from genforce_infer.bundle import read_bundle
 
+pytestmark = pytest.mark.live
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "quickstart.md").read_text()
 BY_HAND = PAGE.split("\n## The same by hand\n")[1].split("\n## ")[0]
@@ -67,7 +69,6 @@ def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=60)
 
 
-@pytest.mark.slow
 def test_the_quick_start_leads_from_contacts_to_a_live_force(terminal, tmp_path):
     *made, serve, hold = blocks("bash")
     (watch,) = blocks("python")

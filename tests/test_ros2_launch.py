@@ -25,10 +25,13 @@ from genforce_msgs.action import CollectIndent
 LAUNCH_FILES = Path(__file__).parents[1] / "launch"
 PATIENCE_S = 60.0
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("ros2") is None or find_spec("launch_ros") is None,
-    reason="ros2 launch is not installed (it comes with an apt ROS 2)",
-)
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif(
+        shutil.which("ros2") is None or find_spec("launch_ros") is None,
+        reason="ros2 launch is not installed (it comes with an apt ROS 2)",
+    ),
+]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -69,7 +72,6 @@ def test_the_virtual_cell_starts_by_package_name_and_ends_with_ctrl_c(fast_cell,
     assert "virtual cell" in interrupt(process)
 
 
-@pytest.mark.slow
 def test_a_collection_launched_by_path_records_whole_contacts(fast_cell, tmp_path):
     process = launch(str(LAUNCH_FILES / "collect_indent.launch.py"), f"cell:={fast_cell}")
     rclpy.init()

@@ -23,7 +23,7 @@ TIMEOUT_S = 180.0
 SUBNET = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET"}
 LOCALHOST = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = [pytest.mark.live, pytest.mark.timeout(420)]
 
 
 class Machines:

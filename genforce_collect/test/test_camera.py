@@ -19,6 +19,8 @@ from genforce_collect.devices.camera import Camera, CameraFrame
 from genforce_collect.devices.camera_sources import recorded_frames
 from genforce_collect.errors import DeviceError
 
+pytestmark = pytest.mark.live
+
 PORT = 8090
 FPS = 100.0
 

@@ -27,6 +27,8 @@ from genforce_collect.markers.jpeg import decode_gray
 from genforce_collect.nodes.common import NAMESPACE, from_stamp, spin_until, stream_qos
 from genforce_msgs.msg import StreamTimes
 
+pytestmark = pytest.mark.live
+
 TIMEOUT_S = 20.0
 
 

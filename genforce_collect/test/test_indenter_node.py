@@ -36,6 +36,8 @@ from genforce_collect.verification import BagReport, verify
 from genforce_msgs.action import CollectIndent, MoveLinear
 from genforce_msgs.msg import Markers, RecorderStatus, RobotState
 
+pytestmark = pytest.mark.live
+
 PATIENCE_S = 60.0  # a test that waits this long has failed, however busy the machine
 RATES = {"wrench": 250.0, "pose": 125.0, "image": 30.0, "markers": 30.0}
 MESSAGES = {
@@ -553,7 +555,6 @@ def test_the_surface_is_found_where_the_start_pose_is_not_taught(session: Sessio
     assert session.cell.position[2] >= 0.002
 
 
-@pytest.mark.slow
 def test_a_killed_indenter_leaves_a_closed_bag_to_resume(session: Session):
     bag = session.folder / "orphan"
     session.send(bag=str(bag), contacts=list(range(4)))

@@ -16,6 +16,8 @@ from genforce_collect.devices.wrench import WrenchSample, mean_at_rest, sensor_f
 from genforce_collect.errors import DeviceError
 from genforce_sim.devices.netft_box import NetftBox
 
+pytestmark = pytest.mark.live
+
 RDT, HTTP = 30049, 8081
 WRENCH = np.array([1.0, -2.0, -3.0, 0.01, 0.02, -0.03])
 

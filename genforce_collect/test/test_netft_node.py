@@ -23,6 +23,8 @@ from genforce_collect.nodes.common import from_stamp, stream_qos
 from genforce_msgs.msg import StreamTimes
 from genforce_sim.devices.netft_box import NetftBox
 
+pytestmark = pytest.mark.live
+
 WRENCH = np.array([0.5, -1.0, -2.0, 0.01, 0.02, -0.03])
 RDT, HTTP = 30049, 8081
 CELL = """

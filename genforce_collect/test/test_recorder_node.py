@@ -27,6 +27,8 @@ from genforce_collect.verification import verify
 from genforce_msgs.msg import Markers, RecorderStatus, RobotState
 from genforce_msgs.srv import StartRecording, StopRecording
 
+pytestmark = pytest.mark.live
+
 PATIENCE_S = 60.0  # a test that waits this long has failed, however busy the machine
 IMAGE = f"/{NAMESPACE}/array_1/image/compressed"
 WRENCH = f"/{NAMESPACE}/netft/wrench"

@@ -27,6 +27,8 @@ from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, spin_until, st
 from genforce_collect.replay import Player, ReplayOptions, restamped
 from genforce_msgs.msg import Contact
 
+pytestmark = pytest.mark.live
+
 WRENCH = TopicSpec(f"/{NAMESPACE}/netft/wrench", "geometry_msgs/msg/WrenchStamped")
 CONTACT = TopicSpec(f"/{NAMESPACE}/contact", "genforce_msgs/msg/Contact", latched=True)
 COUNT, PERIOD_NS, FIRST_NS = 400, 2_000_000, 1_700_000_000_000_000_000

@@ -42,6 +42,8 @@ from genforce_msgs.action import MoveLinear
 from genforce_msgs.msg import RobotState, StreamTimes
 from genforce_sim.devices.ur_controller import UrController
 
+pytestmark = pytest.mark.live
+
 HOST = f"127.{210 + os.getpid() % 40}.{1 + os.getpid() // 40 % 250}.2"
 TOOL = (0.0, 0.0, 0.12, 0.0, 0.0, 0.0)
 SENSOR_POSE = (0.4, -0.1, 0.2, 0.0, 0.0, 0.5)

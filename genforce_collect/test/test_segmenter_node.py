@@ -25,6 +25,8 @@ from genforce_collect.markers.reference import ReferenceTaker
 from genforce_collect.nodes.common import NAMESPACE, from_stamp, spin_until, stream_qos, to_stamp
 from genforce_msgs.msg import Markers, Taxels
 
+pytestmark = pytest.mark.live
+
 TIMEOUT_S = 20.0
 REFERENCE_FRAMES = 3
 

@@ -31,6 +31,8 @@ from genforce_collect.markers.taxels import render_taxels
 from genforce_collect.nodes.common import NAMESPACE, spin_until, stream_qos
 from genforce_msgs.msg import Taxels
 
+pytestmark = pytest.mark.live
+
 PORT = 5000
 REST = np.full(48, 33000)
 TIMEOUT_S = 15.0

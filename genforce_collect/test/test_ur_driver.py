@@ -21,6 +21,8 @@ from genforce_collect.devices.ur import PoseSample, UrRobot
 from genforce_collect.errors import DeviceError, SafetyError
 from genforce_sim.devices.ur_controller import UrController
 
+pytestmark = pytest.mark.live
+
 TOOL = (0.0, 0.0, 0.12, 0.0, 0.0, 0.0)
 START = (0.4, -0.1, 0.3, math.pi, 0.0, 0.0)
 BUSY_HOST_WATCHDOG_HZ = 2.0  # test machines stand still for longer than a real host may

@@ -33,6 +33,8 @@ from genforce_collect.view import command
 from genforce_collect.view.overview import Overview
 from genforce_msgs.msg import Contact, Markers, StreamTimes
 
+pytestmark = pytest.mark.live
+
 try:
     rerun = importlib.import_module("rerun")
 except ImportError:

@@ -31,6 +31,8 @@ from genforce_infer.pipeline import REFERENCE_FRAMES, State
 from genforce_msgs.msg import InferenceStatus, Markers
 from genforce_msgs.srv import LoadModel
 
+pytestmark = pytest.mark.live
+
 MakeBundle = Callable[..., Bundle]
 SHIFT = (12.0, -6.0)
 TIMEOUT_S = 40.0  # of a machine that does other things too

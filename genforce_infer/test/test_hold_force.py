@@ -12,6 +12,8 @@ from rclpy.experimental import EventsExecutor
 from genforce_collect.nodes.common import NAMESPACE, spin_until, stream_qos
 from genforce_infer.examples.hold_force import HoldForce
 
+pytestmark = pytest.mark.live
+
 RATE_HZ = 60.0
 STIFFNESS_N_M = 3000.0
 DELAY_FRAMES = 2

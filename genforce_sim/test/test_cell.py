@@ -18,6 +18,8 @@ from genforce_collect.config import CellConfig, load_sensor
 from genforce_collect.errors import DeviceError
 from genforce_sim.cell import VirtualCell
 
+pytestmark = pytest.mark.live
+
 
 @pytest.fixture
 def cell(loopback_host: str) -> CellConfig:

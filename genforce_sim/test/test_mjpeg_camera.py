@@ -17,6 +17,8 @@ import pytest
 from genforce_collect.errors import DeviceError
 from genforce_sim.devices.mjpeg_camera import MjpegCamera
 
+pytestmark = pytest.mark.live
+
 FPS = 100.0
 PORT = 8080
 

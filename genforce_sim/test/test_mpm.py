@@ -29,7 +29,6 @@ GEL = GelConfig.model_validate(
 DEPTH_MM = 0.3
 
 
-@pytest.mark.slow
 def test_a_shallow_press_agrees_with_the_spectral_solver(tmp_path: Path) -> None:
     pytest.importorskip("taichi")
     indenter = load_indenter("sphere")

@@ -24,6 +24,8 @@ from genforce_collect.geometry import angle
 from genforce_sim.devices.ur_controller import UrController
 from genforce_sim.devices.ur_motion import Trapezoid
 
+pytestmark = pytest.mark.live
+
 START = (0.4, -0.1, 0.3, math.pi, 0.0, 0.0)
 TOOL = (0.0, 0.0, 0.12, 0.0, 0.0, 0.0)
 

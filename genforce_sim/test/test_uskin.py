@@ -16,6 +16,8 @@ from genforce_collect.errors import DeviceError
 from genforce_sim.devices.uskin import REPEATS, UskinServer
 from genforce_sim.sensor import SimulatedSensor
 
+pytestmark = pytest.mark.live
+
 PORT = 5000
 RATE_HZ = 200.0
 

@@ -12,6 +12,8 @@ from genforce_collect.config import TaxelsConfig, UskinConfig
 from genforce_collect.devices.uskin import TaxelSample, Uskin
 from genforce_sim.devices.uskin import UskinServer
 
+pytestmark = pytest.mark.live
+
 PORT = 5000
 
 

@@ -18,6 +18,8 @@ from genforce_bringup.doctor import Finding, examine
 from genforce_sim.devices.netft_box import NetftBox
 from genforce_sim.devices.ur_controller import UrController
 
+pytestmark = pytest.mark.live
+
 VIRTUAL = Path(__file__).parents[1] / "config" / "cells" / "virtual.yaml"
 
 

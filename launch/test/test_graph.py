@@ -12,6 +12,8 @@ from genforce_bringup.graph import GRAPHS, VIEW, claim_cell, find_graph, parse_a
 from genforce_bringup.up import command_line
 from genforce_collect.errors import ConfigError, DeviceError
 
+pytestmark = pytest.mark.live
+
 LAUNCH_FILES = Path(__file__).parents[1]
 
 

@@ -17,6 +17,8 @@ import pytest
 from genforce_bringup.graph import RESTARTS, RESTARTS_WITHIN_S, Process, Restarts
 from genforce_bringup.supervisor import Supervisor
 
+pytestmark = pytest.mark.live
+
 CAMERA = Process("p", "camera", restart=True)
 ROBOT = Process("p", "robot")
 LEADER = Process("p", "indenter", leads=True)
