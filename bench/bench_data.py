@@ -188,12 +188,12 @@ def _joining(folder: Path) -> list[Row]:
 def _lag_error_s(bag: Path, cache: Cache, shift_s: float) -> float:
     """Of the lag found where the wrench of a bag comes so much too late."""
     contents = BagContents.read(bag)
-    stamps = contents.wrench.stamp_ns + round(shift_s * 1e9)
+    stamps = np.asarray(contents.wrench.stamp_ns) + round(shift_s * 1e9)
     shifted = replace(contents, wrench=replace(contents.wrench, stamp_ns=stamps))
     joined = [join(shifted, attempt) for attempt in contents.attempts]
     sensors = {name: (cache.reference(name), *cache.rest(name)) for name in cache.sensors}
     with tempfile.TemporaryDirectory() as scratch:
-        late = write_cache(Path(scratch) / "cache", joined, sensors)
+        late = write_cache(Path(scratch) / "cache", joined, lambda: sensors)
         return find_lag(late, late.select()).best - shift_s
 
 

@@ -4,12 +4,13 @@ joined by their stamps."""
 from __future__ import annotations
 
 import tempfile
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -26,6 +27,8 @@ IDLE, APPROACH, DONE, INVALID = 0, 1, 6, 7  # genforce_msgs/Contact
 # Frames whose pixels or stamp cannot be trusted: decode error, wrong size, repeated.
 UNUSABLE = 64 | 128 | 1024
 FORMAT = 1
+AT_ONCE = 256  # rows brought in order
+WRENCH_WIDTH, POSE_WIDTH = 6, 7  # a pose: m and quaternion xyzw
 CONTACT, WRENCH, POSE = (
     "/genforce/contact",
     "/genforce/netft/wrench",
@@ -60,11 +63,33 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Stamped samples of one topic in order of their stamps: stamp_ns (n,), values (n, k)."""
+class Spool:
+    """Rows of one shape in a temporary file, mapped only while they are read: those of a long bag
+    do not fit into memory. Numpy takes it for an array."""
 
-    stamp_ns: np.ndarray
-    values: np.ndarray
+    file: IO[bytes]
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if not len(self):  # which cannot be mapped
+            return np.empty(self.shape, self.dtype)
+        return np.array(np.memmap(self.file, self.dtype, "r", shape=self.shape), dtype, copy=copy)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return np.array(np.asarray(self)[rows])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Stamped samples of one topic in order of their stamps: stamp_ns (n,), values (n, k); of a
+    pose, the last four of them are its quaternion."""
+
+    stamp_ns: np.ndarray | Spool
+    values: np.ndarray | Spool
 
     def at(self, stamp_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Linear interpolation at the stamps and the age (s) of the nearest sample; outside the
@@ -73,7 +98,11 @@ class Stream:
         before, after = self.stamp_ns[index - 1], self.stamp_ns[index]
         span = np.maximum(after - before, 1)
         weight = np.clip((stamp_ns - before) / span, 0.0, 1.0)[:, None]
-        values = (1 - weight) * self.values[index - 1] + weight * self.values[index]
+        first, second = self.values[index - 1], self.values[index]
+        if first.shape[1] == POSE_WIDTH:  # of the two quaternions of a rotation, the near one
+            far = np.einsum("ij,ij->i", first[:, 3:], second[:, 3:]) < 0
+            second[far, 3:] *= -1
+        values = (1 - weight) * first + weight * second
         age = np.minimum(abs(stamp_ns - before), abs(stamp_ns - after)) * 1e-9
         outside = (stamp_ns < self.stamp_ns[0]) | (stamp_ns > self.stamp_ns[-1])
         return values, np.where(outside, np.inf, age)
@@ -81,12 +110,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Frames:
-    """Marker images of one sensor in order: stamp_ns (n,), flags (n,), bits (n, 38400), which lie
-    in a temporary file; `segmented` where they were found anew."""
+    """Marker images of one sensor in order: stamp_ns (n,), flags (n,), bits (n, 38400);
+    `segmented` where they were found anew."""
 
     stamp_ns: np.ndarray
     flags: np.ndarray
-    bits: np.ndarray
+    bits: np.ndarray | Spool
     segmented: bool = False
 
 
@@ -123,17 +152,21 @@ def build(
 ) -> BuildReport:
     """Add the whole contacts of the bags to the layout at `root`.
 
-    What is there is kept, unless `force`; the same bags give the same bytes. A contact that does
-    not join is left out and named in the report. Raises `DataError` for a bag that cannot be read
-    or bags of different cells.
+    What is there is kept, unless `force`; the same bags give the same bytes. A bag that cannot be
+    read or is of another cell than the first, and a contact that does not join, are left out and
+    named in the report. Raises `DataError` where no bag is left.
     """
     config = config or BuildConfig()
     layout = Layout(root)
     report = BuildReport()
     provenance = layout.provenance() or new_provenance()
     for path in map(Path, bags):
-        bag = BagContents.read(path, config)
-        _require_one_cell(provenance, path, bag.cell)
+        try:
+            bag = BagContents.read(path, config)
+            _require_one_cell(provenance, path, bag.cell)
+        except DataError as error:
+            report.problems.append(str(error))
+            continue
         provenance["bags"][path.resolve().name] = {
             "cell": bag.cell,
             "sessions": sorted({attempt.session for attempt in bag.attempts}),
@@ -160,7 +193,9 @@ def build(
         progress(path.name, len(bag.attempts), len(bag.attempts))
         layout.write_provenance(provenance)
     if not provenance["bags"]:
-        raise DataError("no bag given; name at least one recorded bag folder")
+        raise DataError(
+            "; ".join(report.problems) or "no bag given; name at least one recorded bag folder"
+        )
     return report
 
 
@@ -190,21 +225,25 @@ def open_bags(
     config = config or BuildConfig()
     paths = [Path(bag) for bag in bags]
     problems: list[str] = []
-    read: list[BagContents] = []
-
-    def contents() -> list[BagContents]:
-        if not read:
-            for done, path in enumerate(paths):
-                progress(f"reading {path.name}", done, len(paths))
-                read.append(BagContents.read(path, config))
-            if len({bag.cell for bag in read}) > 1:
-                cells = ", ".join(sorted({f"'{bag.cell}'" for bag in read}))
-                raise DataError(f"{paths[0].parent}: bags of different cells: {cells}")
-        return read
+    sensors: Sensors = {}
 
     def contacts() -> Iterator[Contact]:
         seen: set[ContactKey] = set()
-        for bag in contents():
+        cells: set[str] = set()
+        for place, path in enumerate(paths):
+            progress(f"reading {path.name}", place, len(paths))
+            bag = BagContents.read(path, config)
+            cells.add(f"'{bag.cell}'")
+            if len(cells) > 1:
+                raise DataError(
+                    f"{path.parent}: bags of different cells: {', '.join(sorted(cells))}"
+                )
+            for sensor in sorted(set(bag.frames) - set(sensors)):
+                try:
+                    rest = rest_of(bag, sensor, config)
+                    sensors[sensor] = (rest.reference, rest.bits, rest.wrench)
+                except DataError as error:
+                    problems.append(str(error))
             for done, attempt in enumerate(bag.attempts):
                 progress(f"{bag.path.name} {attempt.key}", done, len(bag.attempts))
                 if attempt.key in seen:
@@ -215,20 +254,9 @@ def open_bags(
                 except DataError as error:
                     problems.append(str(error))
 
-    def sensors() -> Sensors:
-        found: Sensors = {}
-        for bag in contents():
-            for sensor in sorted(set(bag.frames) - set(found)):
-                try:
-                    rest = rest_of(bag, sensor, config)
-                    found[sensor] = (rest.reference, rest.bits, rest.wrench)
-                except DataError as error:
-                    problems.append(str(error))
-        return found
-
     made_of = [file for path in paths for file in sorted(path.glob("*.mcap"))]
     root = Path(folder).parent if len(paths) > 1 else paths[0].parent
-    return cached(Path(folder), root, made_of, contacts(), sensors, problems)
+    return cached(Path(folder), root, made_of, contacts(), lambda: sensors, problems)
 
 
 def new_provenance() -> dict[str, Any]:
@@ -284,7 +312,7 @@ def join(bag: BagContents, attempt: Attempt, config: BuildConfig | None = None) 
 
 @dataclass(frozen=True)
 class BagContents:
-    """What a build needs of one bag, in memory (marker images stay packed).
+    """What a build needs of one bag; what grows with its length lies in temporary files.
 
     wrench values: (n, 6) N, N m; pose values: (n, 7) m and quaternion xyzw, sensor frame.
     """
@@ -305,27 +333,27 @@ class BagContents:
         from genforce_collect.bags import BagReader  # needs ROS messages; layouts do without
 
         path, config = Path(path), config or BuildConfig()
-        raw: dict[str, list[Any]] = defaultdict(list)
+        contacts: list[Any] = []
+        samples = {WRENCH: _Samples(WRENCH_WIDTH), POSE: _Samples(POSE_WIDTH)}
         with BagReader(path) as reader:
             types, metadata = reader.topics, reader.metadata
-            spools = _spools(path, types, metadata, config)
-            for topic, stamp_ns, _, data in reader.raw([CONTACT, WRENCH, POSE, *spools]):
-                if topic in spools:
-                    spools[topic].add(stamp_ns, reader.deserialize(data, types[topic]))
+            markers = _markers(path, types, metadata, config)
+            for topic, stamp_ns, _, data in reader.raw([CONTACT, *samples, *markers]):
+                if topic in samples:
+                    samples[topic].add(stamp_ns, data)
+                elif topic in markers:
+                    markers[topic].add(stamp_ns, reader.deserialize(data, types[topic]))
                 else:
-                    vectorised = topic in (WRENCH, POSE)
-                    raw[topic].append(
-                        data if vectorised else reader.deserialize(data, types[topic])
-                    )
-        attempts, broken_off, idle = contacts_of(raw[CONTACT])
+                    contacts.append(reader.deserialize(data, types[topic]))
+        attempts, broken_off, idle = contacts_of(contacts)
         if not attempts and not broken_off:
             raise DataError(f"{path}: holds no contacts; record a collection into it")
-        frames = {topic.split("/")[2]: spool.frames() for topic, spool in spools.items()}
+        frames = {topic.split("/")[2]: images.frames() for topic, images in markers.items()}
         return cls(
             path=path,
             cell=str((metadata.get("cell_config") or {}).get("name", "")),
-            wrench=_stream(raw[WRENCH], 6, f"{path}: no netft/wrench samples"),
-            pose=_continuous(_stream(raw[POSE], 7, f"{path}: no robot/tcp_pose samples")),
+            wrench=samples[WRENCH].stream(f"{path}: no netft/wrench samples"),
+            pose=samples[POSE].stream(f"{path}: no robot/tcp_pose samples"),
             frames=frames,
             attempts=attempts,
             broken_off=broken_off,
@@ -429,39 +457,66 @@ def majority(bits: np.ndarray) -> np.ndarray:
     return np.packbits(votes * 2 > len(bits))
 
 
-def _continuous(pose: Stream) -> Stream:
-    """Of the two quaternions of a rotation, the one near the sample before."""
-    q = pose.values[:, 3:]
-    flips = np.where(np.einsum("ij,ij->i", q[1:], q[:-1]) < 0, -1.0, 1.0)
-    signs = np.concatenate([[1.0], np.cumprod(flips)])
-    return Stream(pose.stamp_ns, np.concatenate([pose.values[:, :3], q * signs[:, None]], 1))
-
-
 def _stamp_ns(message: Any) -> int:
     return int(message.header.stamp.sec) * 1_000_000_000 + int(message.header.stamp.nanosec)
 
 
-def _stream(raw: list[bytes], width: int, missing: str) -> Stream:
-    """WrenchStamped and PoseStamped end in their `width` doubles, and begin with the stamp; read
-    so, a million samples take a second instead of a minute."""
-    if len(raw) < 2:
-        raise DataError(f"{missing}; record the topic")
-    heads = np.frombuffer(b"".join(data[4:12] for data in raw), "<i4").reshape(-1, 2)
-    values = np.frombuffer(b"".join(data[-8 * width :] for data in raw), "<f8")
-    stamps = heads[:, 0].astype(np.int64) * 1_000_000_000 + heads[:, 1]
-    order = np.argsort(stamps, kind="stable")
-    return Stream(stamps[order], values.reshape(-1, width)[order])
+class _Rows:
+    """Rows of one shape as they come, on their way into a `Spool`."""
+
+    def __init__(self, dtype: Any, width: tuple[int, ...]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - the spool keeps it
+        self._dtype, self._width, self._count = np.dtype(dtype), width, 0
+
+    def add(self, row: bytes) -> None:
+        self._file.write(row)
+        self._count += 1
+
+    def spool(self, order: np.ndarray | None = None) -> Spool:
+        """All of them, in this order."""
+        self._file.flush()
+        rows = Spool(self._file, self._dtype, (self._count, *self._width))
+        if order is None:
+            return rows
+        in_order = tempfile.TemporaryFile()  # noqa: SIM115 - the spool keeps it
+        for start in range(0, len(order), AT_ONCE):
+            in_order.write(rows[order[start : start + AT_ONCE]].tobytes())
+        in_order.flush()
+        return replace(rows, file=in_order)
 
 
-class _Spool:
-    """Marker images of one topic as they come, bits in a temporary file: a bag's do not fit into
-    memory. `segment` finds the markers of a message that holds none yet."""
+class _Samples:
+    """Samples of one topic as they come. WrenchStamped and PoseStamped end in their `width`
+    doubles; read so, a million samples take a second instead of a minute."""
+
+    def __init__(self, width: int) -> None:
+        self._bytes = 8 * width
+        self._stamps, self._values = _Rows("<i8", ()), _Rows("<f8", (width,))
+        self._count, self._latest, self._ordered = 0, 0, True
+
+    def add(self, stamp_ns: int, data: bytes) -> None:
+        self._stamps.add(stamp_ns.to_bytes(8, "little", signed=True))
+        self._values.add(data[-self._bytes :])
+        self._ordered &= stamp_ns >= self._latest
+        self._latest = stamp_ns
+        self._count += 1
+
+    def stream(self, missing: str) -> Stream:
+        """All of them in order of their stamps."""
+        if self._count < 2:
+            raise DataError(f"{missing}; record the topic")
+        order = None if self._ordered else np.argsort(self._stamps.spool(), kind="stable")
+        return Stream(self._stamps.spool(order), self._values.spool(order))
+
+
+class _Markers:
+    """Marker images of one topic as they come. `segment` finds the markers of a message that holds
+    none yet."""
 
     def __init__(self, segment: Callable[[Any], MarkerFrame] | None) -> None:
         self._segment = segment
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - the memory map of it lives on
-        self._stamps: list[int] = []
-        self._flags: list[int] = []
+        self._bits = _Rows(np.uint8, (PACKED,))
+        self._stamps, self._flags = array("q"), array("I")
 
     def add(self, stamp_ns: int, message: Any) -> None:
         if self._segment is None:
@@ -471,26 +526,23 @@ class _Spool:
             flags, bits = frame.flags, pack_mask(frame.mask)
         if len(bits) != PACKED:
             flags, bits = flags | UNUSABLE, np.zeros(PACKED, np.uint8)
-        self._file.write(bits.tobytes())
+        self._bits.add(bits.tobytes())
         self._stamps.append(stamp_ns)
         self._flags.append(flags)
 
     def frames(self) -> Frames:
         """All of them in order of their stamps."""
         stamps, flags = np.array(self._stamps, np.int64), np.array(self._flags, np.uint32)
-        self._file.flush()
-        bits = np.empty((0, PACKED), np.uint8)
-        if len(stamps):
-            bits = np.memmap(self._file, np.uint8, "r", shape=(len(stamps), PACKED))
-        if (np.diff(stamps) < 0).any():
-            order = np.argsort(stamps, kind="stable")
-            stamps, flags, bits = stamps[order], flags[order], bits[order]
-        return Frames(stamps, flags, bits, segmented=self._segment is not None)
+        if (np.diff(stamps) >= 0).all():
+            return Frames(stamps, flags, self._bits.spool(), self._segment is not None)
+        order = np.argsort(stamps, kind="stable")
+        bits = self._bits.spool(order)
+        return Frames(stamps[order], flags[order], bits, self._segment is not None)
 
 
-def _spools(
+def _markers(
     path: Path, topics: Iterable[str], metadata: dict[str, Any], config: BuildConfig
-) -> dict[str, _Spool]:
+) -> dict[str, _Markers]:
     """What to take the marker images from, by topic: those recorded, or found anew."""
     parts = [topic.split("/") for topic in topics if topic.startswith("/genforce/")]
     recorded = {names[2] for names in parts if names[3:] == ["markers"]}
@@ -499,11 +551,11 @@ def _spools(
         if names[3:] in (["image", "compressed"], ["taxels"]):
             sources[names[2]].append("/".join(names))
     anew = set(sources) if config.resegment else set(sources) - recorded
-    spools = {f"/genforce/{sensor}/markers": _Spool(None) for sensor in recorded - anew}
+    found = {f"/genforce/{sensor}/markers": _Markers(None) for sensor in recorded - anew}
     for sensor in anew:
         for topic in sources[sensor]:
-            spools[topic] = _Spool(_segmentation(path, sensor, topic, metadata, config))
-    return spools
+            found[topic] = _Markers(_segmentation(path, sensor, topic, metadata, config))
+    return found
 
 
 def _segmentation(

@@ -289,17 +289,18 @@ def cached(
             return found
     except DataError:
         pass
-    return write_cache(folder, contacts, sensors(), problems, fingerprint)
+    return write_cache(folder, contacts, sensors, problems, fingerprint)
 
 
 def write_cache(
     folder: str | Path,
     contacts: Iterable[Contact],
-    sensors: Sensors,
+    sensors: Callable[[], Sensors],
     problems: list[str] | None = None,
     fingerprint: str = "",
 ) -> Cache:
-    """Write a cache from contacts as they come. Memory stays that of one contact."""
+    """Write a cache from contacts as they come, and then of what is known of their sensors. Memory
+    stays that of one contact."""
     folder = Path(folder)
     draft = folder.with_name(folder.name + ".partial")
     shutil.rmtree(draft, ignore_errors=True)
@@ -317,14 +318,15 @@ def write_cache(
         sources.append(contact.source)
     for writer in writers.values():
         writer.close()
-    names = sorted(sensors)
-    rest = [sensors[name][1:] for name in names]
+    known = sensors()
+    names = sorted(known)
+    rest = [known[name][1:] for name in names]
     rest_bounds = np.cumsum([0, *(len(bits) for bits, _ in rest)]).tolist()
     for bits, _ in rest:
         blocks.append(block_counts(bits))
     blocks.close()
     empty = [(np.empty((0, PACKED), np.uint8), np.empty((0, 6)))]
-    references = np.array([sensors[name][0] for name in names], np.uint8).reshape(-1, PACKED)
+    references = np.array([known[name][0] for name in names], np.uint8).reshape(-1, PACKED)
     np.save(draft / "references.npy", references)
     np.save(draft / "rest_bits.npy", np.concatenate([bits for bits, _ in rest or empty]))
     np.save(draft / "rest_wrench.npy", np.concatenate([wrench for _, wrench in rest or empty]))

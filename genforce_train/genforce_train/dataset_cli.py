@@ -119,7 +119,7 @@ def _build(args: argparse.Namespace) -> int:
         print(f"left out: {problem}")
     if not report.written and not report.kept:
         raise DataError(f"{args.out}: no whole contact in the bags given")
-    return 0
+    return DataError.exit_code if report.problems else 0
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -136,7 +136,7 @@ def _import(args: argparse.Namespace) -> int:
     )
     for problem in report.problems:
         print(f"left out: {problem}")
-    return 0
+    return DataError.exit_code if report.problems else 0
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from genforce_collect.errors import DataError
 from genforce_collect.layout import ContactKey, Layout, matched_contacts, pack, unpack
-from genforce_train.build import BagContents, BuildConfig, build, join, majority, open_data
+from genforce_train.build import (
+    BagContents,
+    BuildConfig,
+    Stream,
+    _Markers,
+    _Samples,
+    build,
+    join,
+    majority,
+    open_data,
+)
 
 
 def truncate(path: Path) -> None:
@@ -118,14 +130,62 @@ def test_missing_reference_is_named(bags, tmp_path):
         Layout(tmp_path / "data").read_reference("toy")
 
 
-def test_bags_of_different_cells_are_refused_and_what_was_built_is_kept(bags, tmp_path):
+def test_a_bag_of_another_cell_is_named_and_the_others_are_built(bags, tmp_path):
     bags.write(tmp_path / "a", numbers=(0,), cell="virtual")
     bags.write(tmp_path / "b", numbers=(1,), cell="lab")
-    with pytest.raises(DataError, match="lab"):
-        build([tmp_path / "a", tmp_path / "b"], tmp_path / "data")
+    bags.write(tmp_path / "d", numbers=(3,), cell="virtual")
+    paths = [tmp_path / name for name in "abcd"]  # there is no c
+    report = build(paths, tmp_path / "data")
+    assert [problem.split(":")[0] for problem in report.problems] == list(map(str, paths[1:3]))
+    assert "'lab'" in report.problems[0]
     layout = Layout(tmp_path / "data")
-    assert [key.number for key in layout.contacts()] == [0]
-    assert list(layout.provenance()["bags"]) == ["a"]
+    assert [key.number for key in layout.contacts()] == [0, 3]
+    assert list(layout.provenance()["bags"]) == ["a", "d"]
+    with pytest.raises(DataError, match=str(tmp_path / "c")):
+        build(paths[2:3], tmp_path / "nothing")
+
+
+def test_memory_does_not_grow_with_the_length_of_a_bag():
+    samples, markers = _Samples(6), _Markers(None)
+    data, image = bytes(100), SimpleNamespace(flags=0, mask=np.zeros(38400, np.uint8))
+    tracemalloc.start()
+    for stamp in range(50_000):  # 2.8 MB
+        samples.add(stamp, data)
+    for stamp in range(200):  # 7.7 MB
+        markers.add(stamp, image)
+    stream, frames = samples.stream("none"), markers.frames()
+    values, age = stream.at(np.arange(0, 50_000, 500))
+    assert (values.shape, age.max(), frames.bits[50:60].shape) == ((100, 6), 0, (10, 38400))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_samples_that_come_out_of_order_are_brought_in_order():
+    rng = np.random.default_rng(0)
+    order, values = rng.permutation(600), rng.random((600, 6))
+    bits = rng.integers(0, 256, (600, 38400), np.uint8)
+    samples, markers = _Samples(6), _Markers(None)
+    for row in order:
+        samples.add(int(row), b"header" + values[row].tobytes())
+        markers.add(int(row), SimpleNamespace(flags=row, mask=bits[row]))
+    stream, frames = samples.stream("none"), markers.frames()
+    for found, expected in (
+        (stream.stamp_ns, np.arange(600)),
+        (stream.values, values),
+        (frames.stamp_ns, np.arange(600)),
+        (frames.flags, np.arange(600)),
+        (frames.bits, bits),
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_between_the_two_quaternions_of_a_rotation_is_that_rotation():
+    turn = np.array([0.0, 0.0, np.sin(0.4), np.cos(0.4)])
+    values = np.zeros((2, 7))
+    values[:, 3:] = turn, -turn
+    pose, _ = Stream(np.array([0, 10]), values).at(np.array([2, 5]))
+    np.testing.assert_allclose(pose[:, 3:], [turn, turn])
 
 
 def test_a_bag_without_markers_is_segmented_from_its_images(bags, tmp_path):
