@@ -3,12 +3,14 @@
 Examples:
   genforce collect --cell virtual --sensor array_1 --indenter sphere --contacts 20
   genforce collect --cell virtual --sensor array_1 --indenter sphere --force-depth
+  genforce collect --attach --contacts 5      # by the nodes of genforce up collect_indent
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -56,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="bag to write (default runs/collect/<time>)")
     parser.add_argument("--resume", action="store_true", help="leave out contacts already whole")
     parser.add_argument("--dry-run", action="store_true", help="everything but move")
+    parser.add_argument(
+        "--attach", action="store_true", help="start no nodes: use those that are up already"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,13 +85,14 @@ def run(args: argparse.Namespace) -> int:
     arguments = {"cell": args.cell, "sensor": args.sensor, "indenter": args.indenter}
     log = bag.parent / f"{bag.name}.log"
     console = Console()
-    with RunningGraph(graph_name, arguments, log) as graph, CollectClient(graph) as client:
+    running = nullcontext() if args.attach else RunningGraph(graph_name, arguments, log)
+    with running as graph, CollectClient(graph) as client:
         result = run_goal(client, goal, console)
     report = write_report(Path(result.bag))
     if not result.success:  # a recorder that died did not hold the last that were counted
         result.contacts = len(verify(Path(result.bag)).whole_contacts)
     print_result(result, console)
-    console.print(f"report {report}")
+    console.print(f"report {report}", soft_wrap=True)
     return 0 if not result.invalid and not sum(result.lost) else 1
 
 

@@ -92,9 +92,10 @@ class Graph:
         return [*self.build(values), *viewer]
 
 
-def claim_cell(processes: Iterable[Process]) -> None:
+def claim_cell(processes: Iterable[Process], keep: bool = True) -> None:
     """Keep the arm of these processes, if they drive one, to this process until it ends: two
     graphs would fight over robot and force sensor. Raises `DeviceError` where another has it.
+    Without `keep`, only look.
     """
     for process in processes:
         if process.executable == "robot":
@@ -108,7 +109,9 @@ def claim_cell(processes: Iterable[Process]) -> None:
                 raise DeviceError(
                     f"robot {host} is driven by another graph on this machine; end that one first"
                 ) from error
-            claim.detach()
+            if keep:
+                claim.detach()
+            claim.close()
 
 
 CELL = Argument("cell", "virtual", "cell file, by name in config/cells or by path")

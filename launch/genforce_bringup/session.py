@@ -17,7 +17,7 @@ from rclpy.action import ActionClient
 from rclpy.experimental import EventsExecutor
 from rclpy.signals import SignalHandlerOptions
 
-from genforce_bringup.graph import find_graph
+from genforce_bringup.graph import claim_cell, find_graph
 from genforce_bringup.supervisor import LAST_WORDS_S, LEADERS_S
 from genforce_collect.errors import DeviceError, GenforceError
 from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, SPIN_TIMEOUT_S, spin_until
@@ -28,17 +28,21 @@ from genforce_msgs.msg import RecorderStatus
 # A graph kills what does not end; killed itself, it would leave that behind, on its ports.
 STOP_TIMEOUT_S = LEADERS_S + LAST_WORDS_S + 60.0
 SERVER_TIMEOUT_S = 90.0  # the end of the graph is noticed before
+DISCOVERY_TIMEOUT_S = 10.0  # for a graph that runs already
+NOT_IN_TIME = "the collection action did not come up; see the graph's log"
+NOBODY_COLLECTS = "no graph that collects is up; start one: genforce up collect_indent"
 CANCEL_TIMEOUT_S = 10.0
 
 
 class RunningGraph:
     """`genforce up GRAPH …` as a child with its output in a log file; ends with this object.
 
-    Raises `ConfigError` where cell, sensor or bundle are not what the graph takes.
+    Raises `ConfigError` where cell, sensor or bundle are not what the graph takes, `DeviceError`
+    where another graph drives the arm: that one would answer in place of this one.
     """
 
     def __init__(self, graph: str, arguments: Mapping[str, str], log: Path) -> None:
-        find_graph(graph).processes(arguments)
+        claim_cell(find_graph(graph).processes(arguments), keep=False)
         self._log = log
         words = [f"{name}:={value}" for name, value in arguments.items()]
         with log.open("wb") as output:
@@ -99,9 +103,10 @@ def why_ended(log: str) -> str:
 
 
 class CollectClient:
-    """Client of the `collect_indent` action of a running graph."""
+    """Client of the `collect_indent` action of a graph: the one given, or, with None, one that was
+    started before."""
 
-    def __init__(self, graph: RunningGraph) -> None:
+    def __init__(self, graph: RunningGraph | None) -> None:
         self._graph = graph
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node(f"collect_client_{os.getpid()}", namespace=NAMESPACE)
@@ -137,11 +142,12 @@ class CollectClient:
 
         Raises `DeviceError` when the graph dies or the action server does not come up.
         """
-        deadline = time.monotonic() + SERVER_TIMEOUT_S
+        deadline = time.monotonic() + (SERVER_TIMEOUT_S if self._graph else DISCOVERY_TIMEOUT_S)
         while not self._client.server_is_ready():
-            self._graph.check()
+            if self._graph:
+                self._graph.check()
             if time.monotonic() > deadline:
-                raise DeviceError("the collection action did not come up; see the graph's log")
+                raise DeviceError(NOT_IN_TIME if self._graph else NOBODY_COLLECTS)
             self._executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
         sent = self._client.send_goal_async(
             goal, feedback_callback=lambda message: on_feedback(message.feedback)
@@ -159,6 +165,9 @@ class CollectClient:
 
     def _wait(self, future: Any) -> Any:
         while not future.done():
-            self._graph.check()
+            if self._graph:
+                self._graph.check()
+            elif not self._client.server_is_ready():
+                raise DeviceError("the graph that collects has ended; its own output says why")
             self._executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
         return future.result()

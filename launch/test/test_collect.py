@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
+from genforce_bringup import session
 from genforce_bringup.cli import main
 from genforce_bringup.collect import stream_line
 from genforce_bringup.hints import PAGE
 from genforce_msgs.msg import RecorderStatus
 
+VIRTUAL = Path(__file__).parents[1] / "config" / "cells" / "virtual.yaml"
 TOPICS = ["/genforce/netft/wrench", "/genforce/array_1/image/compressed", "/genforce/robot/state"]
 
 
@@ -38,3 +41,24 @@ def test_a_mistake_in_a_cell_file_is_told_before_anything_starts(
     assert "robot.hosst: unknown key" in error
     assert help_ == f"help: {PAGE}#set-up-and-configuration"
     assert list(tmp_path.iterdir()) == [cell]  # not even a log was begun
+
+
+def test_a_graph_that_waits_is_not_taken_for_one_of_ones_own(
+    tmp_path: Path, loopback_host: str, capsys: pytest.CaptureFixture[str]
+):
+    """It would run the plan, and the command would have said that it was refused."""
+    cell = tmp_path / "cell.yaml"
+    cell.write_text(VIRTUAL.read_text().replace("127.0.0.2", loopback_host))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(f"\0genforce robot {loopback_host}")
+        assert main(["collect", "--cell", str(cell), "--out", str(tmp_path / "bag")]) == 3
+    assert f"robot {loopback_host} is driven by another graph" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [cell]
+
+
+def test_attaching_needs_a_graph_that_is_up(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(session, "DISCOVERY_TIMEOUT_S", 0.5)
+    assert main(["collect", "--attach", "--out", str(tmp_path / "bag")]) == 3
+    assert "start one: genforce up collect_indent" in capfd.readouterr().err

@@ -97,10 +97,11 @@ def test_one_graph_at_a_time_drives_an_arm(tmp_path, loopback_host):
     assert other.stdout.readline()
     processes = GRAPHS["collect_indent"].processes({"cell": str(cell)})
     with pytest.raises(DeviceError, match=f"robot {loopback_host} is driven by another graph"):
-        claim_cell(processes)
+        claim_cell(processes, keep=False)
     claim_cell(GRAPHS["virtual_cell"].processes({"cell": str(cell)}))
     other.kill()
     other.communicate()
+    claim_cell(processes, keep=False)  # which leaves it free
     claim_cell(processes)
 
 
