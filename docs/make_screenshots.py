@@ -1,4 +1,4 @@
-"""Screenshots of the live view and of the reports, taken in a real browser without a screen.
+"""The pictures of a demo: its forces, and the live view and reports in a browser without a screen.
 
     python docs/make_screenshots.py runs/demo              # all of them, into docs/images
     python docs/make_screenshots.py runs/demo -o /tmp/shots --only live_view
@@ -44,8 +44,11 @@ FLAGS = (
 )
 STARTUP_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 120.0  # a picture drawn on the CPU of a busy machine
-SHOWN_TIMEOUT_S = 180.0  # for the live view to load its program and the data
-SHOWN = {(90, 220, 90): 200, (0, 180, 255): 100, (70, 70, 230): 20}  # markers, motion, prediction
+SHOWN_TIMEOUT_S = 600.0  # for the live view to load its program and the data
+SETTLE_TIMEOUT_S = 30.0  # for it to draw another moment
+MARKERS, MOTION, PREDICTED = (90, 220, 90), (0, 180, 255), (70, 70, 230)  # BGR
+SHOWN = {MARKERS: 200, MOTION: 100, PREDICTED: 200}  # pixels of each that a contact shows at least
+TIMELINE_Y, TIMELINE_X = 883, range(500, 1150, 50)  # where the line of time can be clicked
 FREE_PORT = 0
 
 
@@ -207,27 +210,47 @@ def viewing(bag: Path) -> Iterator[str]:
 
 
 def live_view(demo: Path, page: Browser) -> np.ndarray:
-    """The live view, in the middle of the demo's live collection."""
+    """The live view of the demo's live collection, at the moment of most motion of those tried."""
     with viewing(demo / "live_bag") as address:
         page.open(address, 1400, 900)
         deadline = time.monotonic() + SHOWN_TIMEOUT_S
         while True:
-            for x in range(600, 1000, 50):  # on the line of time, until a contact is met
-                page.click(x, 883)
-                page.wait(3)
-                picture = page.screenshot()
-                if shows(picture, SHOWN):
-                    return picture
+            pictures = []
+            for x in TIMELINE_X:
+                page.click(x, TIMELINE_Y)
+                pictures.append(settled(page))
+            best = max(pictures, key=lambda picture: pixels(picture, MOTION))
+            if shows(best, SHOWN):
+                return best
             if time.monotonic() > deadline:
                 raise GenforceError(f"the live view of {demo / 'live_bag'} shows no contact")
 
 
+def settled(page: Browser) -> np.ndarray:
+    """The window, once it has stopped to change."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    page.wait(2)
+    picture = page.screenshot()
+    while True:
+        page.wait(1)
+        before, picture = picture, page.screenshot()
+        if np.array_equal(before, picture) or time.monotonic() > deadline:
+            return picture
+
+
+def pixels(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
+    """How many pixels of a picture have about that colour (BGR)."""
+    return int((abs(picture.astype(int) - colour).max(axis=-1) <= 25).sum())
+
+
 def shows(picture: np.ndarray, colours: Mapping[tuple[int, int, int], int]) -> bool:
     """Whether a picture has at least so many pixels of about each colour (BGR)."""
-    return all(
-        (abs(picture.astype(int) - colour).max(axis=-1) <= 25).sum() >= least
-        for colour, least in colours.items()
-    )
+    return all(pixels(picture, colour) >= least for colour, least in colours.items())
+
+
+def demo_force(demo: Path, _: Browser) -> np.ndarray:
+    """The demo's own picture of its forces."""
+    return cv2.imread(str(demo / "force.png"))
 
 
 def report(demo: Path, page: Browser) -> np.ndarray:
@@ -244,6 +267,7 @@ def report_phone(demo: Path, page: Browser) -> np.ndarray:
 
 
 SCREENSHOTS: dict[str, Callable[[Path, Browser], np.ndarray]] = {
+    "demo_force": demo_force,
     "live_view": live_view,
     "report": report,
     "report_phone": report_phone,

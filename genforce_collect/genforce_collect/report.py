@@ -285,7 +285,7 @@ def _page(report: SessionReport, streams: Sequence[_Streams], paths: Sequence[Pa
         facts={
             "sensor": report.sensor,
             "indenter": report.indenter,
-            "recorded": f"{report.duration_s:.0f} s in {len(report.bags)} bags",
+            "recorded": f"{report.duration_s:.0f} s, bags: {len(report.bags)}",
             "size": f"{sum(bag.size_bytes for bag in report.bags) / 1e6:.1f} MB",
         },
         sections=[

@@ -150,7 +150,7 @@ def radar(results: Sequence[Result], methods: Sequence[str], what: str) -> Pictu
                     if result["method"] == method
                 }
                 line = [errors[pair] for pair in pairs]
-                axis.plot(angles, [*line, line[0]], label=method)
+                axis.plot(angles, [*line, line[0]], marker=".", label=method)
             axis.set_xticks(angles[:-1], [f"{a}\n→ {b}" for a, b in pairs], fontsize=7)
             axis.set_rscale("symlog", linthresh=0.05)
             axis.set_title(f"MAE of {title} force (N)")

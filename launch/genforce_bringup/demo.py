@@ -133,12 +133,12 @@ def _run(config: DemoConfig, out: Path, console: Console) -> int:
 
     figures = read_live_bag(out / "live_bag", load_sensor(config.sensor).name)
     save_picture(figures, out / "force.png")
-    summary = summarise(collected, live, figures, train_seconds)
+    summary = summarise(collected, live, figures, train_seconds, len(report.written))
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     words = [] if out == DEFAULT_OUT.resolve() else ["--out", str(out)]
     page = write_demo_report(summary, figures, [*words, *config.words()], out)
     print_summary(summary, out, console)
-    console.print(f"report {page}")
+    console.print(f"report {page}", soft_wrap=True)
     return 0 if not any(summary["lost"].values()) else 1
 
 
@@ -217,8 +217,10 @@ def summarise(
     live: CollectIndent.Result,
     figures: LiveFigures,
     train_seconds: float,
+    train_contacts: int,
 ) -> dict:
-    """The figures of `summary.json`; messages and lost add up both recordings."""
+    """The figures of `summary.json`; messages and lost add up both recordings. `train_contacts` is
+    how many came into the data set."""
     messages: dict[str, int] = {}
     lost: dict[str, int] = {}
     for result in (collected, live):
@@ -226,7 +228,7 @@ def summarise(
             messages[topic] = messages.get(topic, 0) + received
             lost[topic] = lost.get(topic, 0) + gone
     return {
-        "contacts": {"train": collected.contacts, "live": live.contacts},
+        "contacts": {"train": train_contacts, "live": live.contacts},
         "messages": messages,
         "lost": lost,
         "train_seconds": round(train_seconds, 1),
@@ -257,4 +259,5 @@ def print_summary(summary: dict, out: Path, console: Console) -> None:
         f"{summary['answered']} of {summary['frames']} frames answered · "
         f"latency p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms"
     )
-    console.print(f"picture {out / 'force.png'} · figures {out / 'summary.json'}")
+    for what, name in (("picture", "force.png"), ("figures", "summary.json")):
+        console.print(f"{what} {out / name}", soft_wrap=True)

@@ -45,8 +45,8 @@ def write_demo_report(
             f"mean error {summary['mae_n']['fz']:.3f} N",
         ),
         facts={
-            "contacts to train on": str(summary["contacts"]["train"]),
-            "contacts served live": str(summary["contacts"]["live"]),
+            "contacts trained": str(summary["contacts"]["train"]),
+            "contacts live": str(summary["contacts"]["live"]),
             "training": f"{summary['train_seconds']} s",
             "live rate": f"{summary['rate_hz']:.1f} Hz",
             "frames answered": f"{summary['answered']} of {summary['frames']}",

@@ -71,7 +71,7 @@ def open_view(
 
     server = ViewServer(port)
     recording = rr.RecordingStream("genforce")
-    recording.connect_grpc(server.data_address, default_blueprint=layout(sensor.name))
+    recording.connect_grpc(server.data_address, default_blueprint=layout(sensor))
     return View(Scene(recording, sensor, deserialize, image_rate_hz), server, recording)
 
 

@@ -158,7 +158,9 @@ class Overview:
         )
 
     def _recorder_text(self) -> str:
-        if self._recorder is None or not self._recorder.recording:
+        if self._recorder is None:  # a bag does not hold what its recorder said
+            return ""
+        if not self._recorder.recording:
             return "not recording"
         recorder = self._recorder
         return (
@@ -172,7 +174,7 @@ class Overview:
         status = self._inference
         return (
             f"estimator {status.model_id}: {status.latency * 1e3:.1f} ms from capture, "
-            f"**{status.dropped} dropped** of {status.frames_in}"
+            f"**{status.dropped} of {status.frames_in}** frames without a force"
         )
 
 
