@@ -3,6 +3,8 @@
 #   docker run --gpus all --network host genforce:gpu genforce serve /bundle --sensor array_1
 FROM nvidia/cuda:12.8.1-cudnn-runtime-ubuntu24.04
 
+# The base image says which release these come from.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends \
         g++ git make python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*

@@ -2,6 +2,8 @@
 #   docker build -f docker/ros-jazzy.Dockerfile -t genforce:ros-jazzy .
 FROM ros:jazzy-ros-base
 
+# The base image says which release these come from.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends \
         g++ git make python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
