@@ -146,7 +146,7 @@ def test_wrenches_arrive_whole_tared_and_stamped(setup):
 
 def test_the_tare_at_start_is_on_record_and_a_new_one_replaces_it(setup):
     listener = setup.listener
-    assert setup.spin_until(lambda: "tare_Fz" in listener.values)
+    assert setup.spin_until(lambda: "tare_Fz" in listener.values and listener.wrenches)
     tare = [float(listener.values[f"tare_{axis}"]) for axis in ("Fx", "Fy", "Fz")]
     assert tare == pytest.approx(WRENCH[:3], abs=0.01)
     assert listener.status.level == DiagnosticStatus.OK

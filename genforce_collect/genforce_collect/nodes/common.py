@@ -15,6 +15,7 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.experimental import EventsExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
@@ -143,11 +144,16 @@ class NumberStream(Stream):
 
 
 class Diagnostics:
-    """A node's entry on `/diagnostics`."""
+    """A node's entry on `/diagnostics`: `tell` publishes it, called once a second and, so that
+    nobody has to wait for a sign of life, for whoever begins to listen."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, tell: Callable[[], None]) -> None:
         self._node = node
-        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        greeting = PublisherEventCallbacks(matched=lambda _: tell())
+        self._publisher = node.create_publisher(
+            DiagnosticArray, "/diagnostics", 10, event_callbacks=greeting
+        )
+        node.create_timer(DIAGNOSTICS_PERIOD_S, tell)
 
     def publish(
         self, level: bytes, message: str, hardware_id: str, values: Mapping[str, object]
@@ -182,8 +188,7 @@ class DriverNode(LifecycleNode):
         self._patience_s = float(self.declare_parameter("startup_wait_s", 0.0).value)
         self._active = False
         self._failure: Exception | None = None
-        self._diagnostics = Diagnostics(self)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._show_life)
+        self._diagnostics = Diagnostics(self, self._show_life)
 
     def connect(self) -> None:
         """Connect the device and start its streams. Raises `DeviceError`."""
@@ -194,7 +199,7 @@ class DriverNode(LifecycleNode):
         raise NotImplementedError
 
     def diagnose(self) -> None:
-        """Publish the state of the device; called once a second while the node is active."""
+        """Publish the state of the device; called as `Diagnostics` say while the node is active."""
         raise NotImplementedError
 
     def start(self) -> None:

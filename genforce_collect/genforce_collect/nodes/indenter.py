@@ -49,7 +49,6 @@ from genforce_collect.config import (
 )
 from genforce_collect.errors import ConfigError, DeviceError, GenforceError
 from genforce_collect.nodes.common import (
-    DIAGNOSTICS_PERIOD_S,
     LATCHED_QOS,
     NAMESPACE,
     Diagnostics,
@@ -92,8 +91,7 @@ class Indenter(Node):
         self._plan = str(self.declare_parameter("plan", "").value)
         self._contacts = self.create_publisher(Contact, "contact", LATCHED_QOS)
         self._contact_count = 0
-        self._diagnostics = Diagnostics(self)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._diagnose)
+        self._diagnostics = Diagnostics(self, self._diagnose)
         self._run: threading.Thread | None = None
         self._busy = False
         self._cancel = threading.Event()

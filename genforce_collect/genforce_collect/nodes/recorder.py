@@ -25,7 +25,6 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile
 from genforce_collect.bags import TopicSpec
 from genforce_collect.errors import ConfigError, GenforceError
 from genforce_collect.nodes.common import (
-    DIAGNOSTICS_PERIOD_S,
     LATCHED_QOS,
     NAMESPACE,
     Diagnostics,
@@ -74,9 +73,8 @@ class Recorder(Node):
         self._state_lock = threading.Lock()  # of the five above, against the services' thread
 
         self._status = self.create_publisher(RecorderStatus, "recorder/status", LATCHED_QOS)
-        self._diagnostics = Diagnostics(self)
+        self._diagnostics = Diagnostics(self, self._diagnose)
         self.create_timer(STATUS_PERIOD_S, self._publish_status)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._diagnose)
         self.create_timer(DISCOVERY_PERIOD_S, self._discover)
         if bag := self.declare_parameter("bag", "").value:
             self._start(StartRecording.Request(bag=bag))

@@ -30,7 +30,6 @@ from genforce_collect.markers.segmentation import MarkerFrame
 from genforce_collect.nodes.common import NAMESPACE, Diagnostics, Stream, run, stream_qos
 from genforce_msgs.msg import Markers, Taxels
 
-DIAGNOSTICS_PERIOD_S = 1.0
 MAX_RATE_HZ = 120.0  # deep enough a history for any camera
 
 
@@ -53,7 +52,7 @@ class SegmenterNode(Node):
         self._last_reason = ""
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stream = Stream(self, Markers, f"{sensor.name}/markers", MAX_RATE_HZ)
-        self._diagnostics = Diagnostics(self)
+        self._diagnostics = Diagnostics(self, self._diagnose)
         self._worker = threading.Thread(target=self._work, name="segmenter", daemon=True)
         self._worker.start()
 
@@ -64,7 +63,6 @@ class SegmenterNode(Node):
             kind, f"{sensor.name}/{topic}", self._inbox.put, stream_qos(MAX_RATE_HZ)
         )
         self.create_service(Trigger, f"{sensor.name}/set_reference", self._set_reference)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._diagnose)
 
     def close(self) -> None:
         self._inbox.put(None)
