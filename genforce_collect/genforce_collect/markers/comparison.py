@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -33,8 +34,15 @@ class Comparison:
         self._mask_area = max(1, cv2.countNonZero(self._mask))
         self._turned_area = max(1, cv2.countNonZero(self._turned_mask))
         self._common = np.empty_like(self._mask)
-        self._coherence = Coherence(reference.points)
-        self._turned_coherence = Coherence(np.float32([WIDTH - 1, HEIGHT - 1]) - reference.points)
+
+    # Each takes as long as a frame, and most frames need neither.
+    @cached_property
+    def _coherence(self) -> Coherence:
+        return Coherence(self.reference.points)
+
+    @cached_property
+    def _turned_coherence(self) -> Coherence:
+        return Coherence(np.float32([WIDTH - 1, HEIGHT - 1]) - self.reference.points)
 
     def judge(self, frame: MarkerFrame) -> MarkerFrame:
         """The frame with `expected`, `sharpness`, and the flags that need a reference."""
