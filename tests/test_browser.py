@@ -131,7 +131,7 @@ def test_the_live_view_shows_camera_markers_motion_and_force(bag, tmp_path):
 
 
 def test_a_report_is_whole_on_a_phone_in_light_and_dark(bag):
-    report = write_report(bag)
+    report, _ = write_report(bag)
     grounds = []
     for dark in (False, True):
         with screenshots.browser() as page:
@@ -149,7 +149,7 @@ def test_a_report_is_whole_on_a_phone_in_light_and_dark(bag):
 
 
 def test_the_list_of_reports_leads_to_a_report(bag):
-    report = write_report(bag)
+    report, _ = write_report(bag)
     with screenshots.browser() as page:
         page.open(f"file://{bag.parent / 'index.html'}", 1000, 700)
         assert "Collection test" in page.evaluate("document.body.innerText")

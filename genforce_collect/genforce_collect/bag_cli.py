@@ -120,7 +120,7 @@ def _repair(path: Path, console: Console) -> dict[str, Any]:
 
 
 def _report(path: Path, console: Console) -> dict[str, Any]:
-    page = write_report(path)
+    page, _ = write_report(path)
     console.print(f"{page}")
     return {"path": str(path), "report": str(page)}
 

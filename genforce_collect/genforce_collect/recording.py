@@ -26,7 +26,8 @@ NUMBERED = frozenset({CONTACT, "genforce_msgs/msg/RobotState"})  # carry `seq`; 
 BETWEEN_CONTACTS = frozenset({Phase.IDLE, Phase.DONE, Phase.INVALID})
 
 WAKE_PERIOD_S = 0.05
-RATE_WINDOW_S = 1.0
+STATUS_PERIOD_S = 0.2
+RATE_WINDOW_S = 0.5
 LIVE_GRACE_S = 1.0  # younger samples may still be on their way
 SETTLE_MIN_S = 0.25  # at the end: time for the last reports (10 Hz) to arrive
 SETTLE_MAX_S = 1.5
@@ -115,7 +116,7 @@ class Recording:
         self._new_topics: collections.deque[_Topic] = collections.deque()
         self._stop_ns: int | None = None  # the last stamp that is waited for
         self._stop_at = 0.0  # and since when, in monotonic time
-        self._snapshot_ns = self.start_ns
+        self._rated_at = time.monotonic()
         self._between_contacts = True
         self._error = ""
         self._closed = False
@@ -125,7 +126,7 @@ class Recording:
 
     def start(self) -> None:
         """Samples stamped from now on are accounted for."""
-        self._snapshot_ns = start_ns = time.time_ns()
+        self._rated_at, start_ns = time.monotonic(), time.time_ns()
         for topic in self._topics.values():
             topic.account = StreamAccount(start_ns)
         self.start_ns = start_ns  # opens `put`
@@ -187,7 +188,7 @@ class Recording:
                 self._write_queue()
                 self._writer.tick()
                 if time.monotonic() >= next_snapshot:
-                    next_snapshot += RATE_WINDOW_S / 2
+                    next_snapshot += STATUS_PERIOD_S
                     free = _free_bytes(self.path)
                     self._status = self._snapshot(recording=True, free=free)
                     if free < self._options.min_free_bytes:
@@ -262,11 +263,12 @@ class Recording:
         now_ns = time.time_ns()
         until_ns = self._stop_ns if self._stop_ns else now_ns - int(LIVE_GRACE_S * 1e9)
         topics = list(self._topics.values())
-        elapsed_s = max(1e-3, (now_ns - self._snapshot_ns) * 1e-9)
-        self._snapshot_ns = now_ns
-        for topic in topics:
-            topic.rate_hz = (topic.account.received - topic.rate_count) / elapsed_s
-            topic.rate_count = topic.account.received
+        elapsed_s = time.monotonic() - self._rated_at
+        if elapsed_s >= RATE_WINDOW_S:
+            self._rated_at += elapsed_s
+            for topic in topics:
+                topic.rate_hz = (topic.account.received - topic.rate_count) / elapsed_s
+                topic.rate_count = topic.account.received
         return RecordingStatus(
             recording,
             str(self.path),

@@ -133,11 +133,11 @@ class _Streams:
     events: list[tuple[int, str]]
 
 
-def write_report(bag: Path | str, out: Path | str | None = None) -> Path:
+def write_report(bag: Path | str, out: Path | str | None = None) -> tuple[Path, SessionReport]:
     """Write `report.html` and `report.json` of a bag and the resumed runs beside it.
 
-    `out` is the folder, by default `<bag>_report` beside the bag. Returns the page's path. Raises
-    `DataError`.
+    `out` is the folder, by default `<bag>_report` beside the bag. Returns the page's path and what
+    it says. Raises `DataError`.
     """
     bags = session_bags(bag)
     if not bags:
@@ -147,7 +147,7 @@ def write_report(bag: Path | str, out: Path | str | None = None) -> Path:
     streams = [_read(path) for path in bags]
     report = _session_report([verify(path) for path in bags], streams)
     (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    return write_page(_page(report, streams, bags), folder / PAGE_NAME)
+    return write_page(_page(report, streams, bags), folder / PAGE_NAME), report
 
 
 # --- reading ------------------------------------------------------------------------------------

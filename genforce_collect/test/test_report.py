@@ -81,7 +81,8 @@ def bag(tmp_path: Path) -> Path:
 
 
 def test_report_gives_each_contacts_force_depth_and_fate(bag: Path):
-    page = write_report(bag)
+    page, told = write_report(bag)
+    assert told.whole == {0}
     report = json.loads((page.parent / "report.json").read_text())
     assert (report["contacts_asked"], report["contacts_whole"]) == (2, 1)
     whole, broken = report["contacts"]
@@ -100,7 +101,7 @@ def test_report_gives_each_contacts_force_depth_and_fate(bag: Path):
 
 
 def test_page_stands_alone_with_plots_and_thumbnails(bag: Path, tmp_path: Path):
-    page = write_report(bag, tmp_path / "elsewhere")
+    page, _ = write_report(bag, tmp_path / "elsewhere")
     text = page.read_text()
     assert page.parent == tmp_path / "elsewhere"
     assert text.count("data:image/png;base64,") == 5

@@ -32,7 +32,6 @@ from genforce_collect.errors import ConfigError, GenforceError
 from genforce_collect.nodes.common import NAMESPACE
 from genforce_collect.report import write_report
 from genforce_collect.trajectory import Phase
-from genforce_collect.verification import verify
 from genforce_msgs.action import CollectIndent
 from genforce_msgs.msg import RecorderStatus
 
@@ -86,13 +85,17 @@ def run(args: argparse.Namespace) -> int:
     log = bag.parent / f"{bag.name}.log"
     console = Console()
     running = nullcontext() if args.attach else RunningGraph(graph_name, arguments, log)
-    with running as graph, CollectClient(graph) as client:
-        result = run_goal(client, goal, console)
-    report = write_report(Path(result.bag))
-    if not result.success:  # a recorder that died did not hold the last that were counted
-        result.contacts = len(verify(Path(result.bag)).whole_contacts)
+    with running as graph:
+        with CollectClient(graph) as client:
+            result = run_goal(client, goal, console)
+        if graph:
+            graph.end()
+            if not result.success:  # the end of the graph may first have to close the bag
+                graph.stop()
+        page, report = write_report(Path(result.bag))
+    result.contacts = len(report.whole)  # a recorder that died may not hold all that were counted
     print_result(result, console)
-    console.print(f"report {report}", soft_wrap=True)
+    console.print(f"report {page}", soft_wrap=True)
     return 0 if not result.invalid and not sum(result.lost) else 1
 
 

@@ -32,7 +32,7 @@ def write_demo_report(
     """Write `out/report.html` and the reports of the two bags in it. `summary` is that of
     `summary.json`, `words` the demo's command line. Returns the page's path."""
     train_bag, live_bag, bundle = out / "train_bag", out / "live_bag", out / "bundle"
-    bag_pages = [write_report(bag) for bag in (train_bag, live_bag)]
+    bag_pages = [write_report(bag)[0] for bag in (train_bag, live_bag)]
     lost = sum(summary["lost"].values())
     latency = summary["latency_ms"]
     page = Page(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -44,6 +43,7 @@ class RunningGraph:
     def __init__(self, graph: str, arguments: Mapping[str, str], log: Path) -> None:
         claim_cell(find_graph(graph).processes(arguments), keep=False)
         self._log = log
+        self._asked_to_end = False
         words = [f"{name}:={value}" for name, value in arguments.items()]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -74,16 +74,20 @@ class RunningGraph:
             why = why_ended(self._log.read_text(errors="replace"))
             raise DeviceError(f"{why} (exit code {code}; log: {self._log})")
 
+    def end(self) -> None:
+        """Ask all processes of the graph to end, and do not wait for it."""
+        if not self._asked_to_end:
+            self._asked_to_end = True
+            self._process.terminate()
+
     def stop(self) -> None:
         """End all processes of the graph: politely, then for good."""
-        for signum in (signal.SIGTERM, signal.SIGKILL):
-            if self._process.poll() is not None:
-                return
-            self._process.send_signal(signum)
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                continue
+        self.end()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def why_ended(log: str) -> str:

@@ -32,11 +32,15 @@ from genforce_collect.nodes.common import (
     spin_until,
 )
 from genforce_collect.nodes.messages import message_class
-from genforce_collect.recording import Recording, RecordingOptions, RecordingStatus
+from genforce_collect.recording import (
+    STATUS_PERIOD_S,
+    Recording,
+    RecordingOptions,
+    RecordingStatus,
+)
 from genforce_msgs.msg import RecorderStatus
 from genforce_msgs.srv import StartRecording, StopRecording
 
-STATUS_PERIOD_S = 0.5
 DISCOVERY_PERIOD_S = 0.2
 IDLE = RecordingStatus(False, "", 0.0, 0, 0, (), "")  # says that the recorder lives
 QUEUE_DEPTH = 2500  # 2.5 s of the fastest stream
