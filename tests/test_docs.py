@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from code_blocks import BLOCK, code_blocks
 from pydantic import BaseModel
 
 from genforce_bringup.cli import COMMANDS
@@ -37,7 +38,6 @@ SOURCES = [
     for path in (ROOT / f"genforce_{package}" / f"genforce_{package}").rglob("*.py")
 ] + list((ROOT / "launch" / "genforce_bringup").glob("*.py"))
 
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 MODELS: dict[str, type[BaseModel]] = {
     "cell": CellConfig,
@@ -46,10 +46,6 @@ MODELS: dict[str, type[BaseModel]] = {
 }
 
 by_name = functools.partial(pytest.mark.parametrize, ids=lambda p: str(p.relative_to(ROOT)))
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    return [text for kind, text in BLOCK.findall(page.read_text()) if kind in languages]
 
 
 def prose(page: Path) -> str:
@@ -74,7 +70,7 @@ def headings(page: Path) -> set[str]:
 
 def shell_lines(page: Path) -> list[str]:
     """Command lines of the shell blocks of a page."""
-    text = "\n".join(blocks(page, "bash", "sh", "console")).replace("\\\n", " ")
+    text = "\n".join(code_blocks(page.read_text(), "bash", "sh", "console")).replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -364,7 +360,7 @@ def test_every_key_of_the_manifest_is_described():
 
 @by_name("page", PAGES)
 def test_every_configuration_on_a_page_is_valid(page):
-    for text in blocks(page, "yaml"):
+    for text in code_blocks(page.read_text(), "yaml"):
         kind = re.match(r"# (cell|sensor|plan):", text)
         if kind:
             MODELS[kind[1]].model_validate(yaml.safe_load(text))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from code_blocks import code_blocks
 
 from genforce_infer.bundle import read_bundle
 
@@ -22,11 +23,6 @@ BY_HAND = PAGE.split("\n## The same by hand\n")[1].split("\n## ")[0]
 # What makes the same commands short.
 SHORTER = {"--contacts 20": "--contacts 4", "steps=600": "steps=120"}
 FIRM_N = 1.5  # on the way to the 2 N that the example client holds
-
-
-def blocks(language: str) -> list[str]:
-    """The page's blocks of a language, in its order."""
-    return [part.split("```")[0] for part in BY_HAND.split(f"```{language}\n")[1:]]
 
 
 @pytest.fixture
@@ -70,8 +66,8 @@ def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_quick_start_leads_from_contacts_to_a_live_force(terminal, tmp_path):
-    *made, serve, hold = blocks("bash")
-    (watch,) = blocks("python")
+    *made, serve, hold = code_blocks(BY_HAND, "bash")
+    (watch,) = code_blocks(BY_HAND, "python")
     for block in made:
         process = terminal(block)
         text, _ = process.communicate(timeout=240)
