@@ -252,16 +252,33 @@ def test_field_mode_serves_any_layout_at_its_own_scale(
     np.testing.assert_allclose(near_force, far_force, rtol=0.15, atol=1e-3)
 
 
-def test_translation_feeds_the_source_sensors_model(
-    tmp_path: Path, models: SimpleNamespace, make_dots: MakeDots, make_feed: MakeFeed
-) -> None:
+@pytest.fixture
+def translating(tmp_path: Path, models: SimpleNamespace, make_dots: MakeDots) -> Model:
+    """A model of another sensor behind a translation."""
     manifest = models.manifest(mode="translate", stages=("translate.onnx", "force.onnx"))
     reference = io.BytesIO()
     np.save(reference, pack_mask(make_dots((5.0, 5.0)).mask))
     files = {**models.translate(), TARGET_REFERENCE: reference.getvalue()}
+    return Model(write_bundle(tmp_path / "translate", manifest, files))
+
+
+def test_from_the_first_frame_after_the_reference_on_each_has_a_wrench_of_its_own(
+    translating: Model, make_dots: MakeDots, sensor: SensorConfig
+) -> None:
+    feed = Feed(ForcePipeline(translating, sensor, Options(gate=False)))
+    for _ in range(REFERENCE_FRAMES):
+        assert feed(make_dots()).wrench is None
+    wrenches = [feed(make_dots((4.0 * i, 0.0))).wrench for i in range(1, 9)]
+    forces = [wrench[0] for wrench in wrenches if wrench is not None]
+    assert len(forces) == len(wrenches)
+    assert forces == sorted(set(forces)), "each follows its own frame"
+
+
+def test_translation_feeds_the_source_sensors_model(
+    translating: Model, make_dots: MakeDots, make_feed: MakeFeed
+) -> None:
     translated = make_feed()
-    model = Model(write_bundle(tmp_path / "translate", manifest, files))
-    translated.pipeline.swap(model, translated.pipeline.prepare(model))
+    translated.pipeline.swap(translating, translated.pipeline.prepare(translating))
     direct = make_feed()
     a, b = (feed(make_dots(SHIFT), 20) for feed in (translated, direct))
     assert a.wrench is not None
