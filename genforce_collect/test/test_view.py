@@ -130,6 +130,13 @@ def test_the_page_tells_progress_recording_and_drops():
     assert "| netft/wrench | 1000.0 | 7 |" in page
 
 
+def test_nothing_is_told_of_a_recorder_that_was_not_heard():
+    """As of a bag, which holds no status of its recorder."""
+    overview = Overview()
+    overview.contact(T0, contact(T0, Phase.SHEAR_INC))
+    assert "recording" not in overview.page()
+
+
 # --- where markers lie --------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ class ViewServer:
         where one is taken, `DeviceError` where the server does not come up."""
         self.data_address = f"rerun+http://{HOST}:{port + 1}/proxy"
         quoted = urllib.parse.quote(self.data_address, safe="")
-        self.address = f"http://{HOST}:{port}/?url={quoted}"
+        self.address = f"http://{HOST}:{port}/?url={quoted}&hide_welcome_screen"
         for taken in (port, port + 1):
             _check_free(taken)
         inner = _free_port()
