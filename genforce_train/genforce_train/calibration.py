@@ -136,22 +136,22 @@ class Calibration:
 def carried_wrench(
     cache: Cache, contact: int, partner: int, source: Calibration, target: Calibration
 ) -> np.ndarray:
-    """(n, 6) N and N m that the target would have measured in `contact`: the normal force of its
-    own calibration, the shear of it and what the source's measured shear in `partner` says beyond
-    the source's, and moments about the tip in proportion to the normal force."""
+    """(n, 6) N and N m that the target would have measured in `contact`: the force of its own
+    calibration and, in proportion, what the source measured in `partner` beyond the source's, of
+    normal force where both gels have one shape; and moments about the tip in proportion to it."""
     indenter = cache.keys[contact].indenter
     wrench = _wrench(cache, partner)
     modelled = source.force(course_of(cache, partner), indenter)
     ours = target.force(course_of(cache, contact), indenter)
     about_tip = wrench[:, 3:] - np.cross(_tip(cache, partner), wrench[:, :3])
-    rest = borrowed(
-        cache, contact, partner, np.column_stack([wrench[:, :2] - modelled[:, :2], about_tip])
-    )
+    rest = borrowed(cache, contact, partner, np.column_stack([wrench[:, :3] - modelled, about_tip]))
     shear, their_shear = (np.hypot(*force[:, :2].T).max() for force in (ours, modelled))
     load, their_load = (-force[:, 2].min() for force in (ours, modelled))
     ours[:, :2] += rest[:, :2] * _proportion(shear, their_shear, SLIGHT_SHEAR_N)
-    moments = rest[:, 2:] * _proportion(load, their_load, SLIGHT_LOAD_N)
-    return np.column_stack([ours, np.cross(_tip(cache, contact), ours) + moments])
+    loads = rest[:, 2:] * _proportion(load, their_load, SLIGHT_LOAD_N)
+    if _dome_mm(source.sensor) == _dome_mm(target.sensor):  # a dome's is not true of a flat gel
+        ours[:, 2] += loads[:, 0]
+    return np.column_stack([ours, np.cross(_tip(cache, contact), ours) + loads[:, 1:]])
 
 
 def course_of(cache: Cache, contact: int) -> Course:
@@ -226,10 +226,14 @@ def _proportion(ours: float, theirs: float, slight: float) -> float:
 
 def _surface_mm(sensor: str, tip_mm: np.ndarray) -> np.ndarray:
     """(n,) height of the gel's surface at rest, where the tip is."""
-    radius = None
+    return dome_height(tip_mm[:, 0], tip_mm[:, 1], _dome_mm(sensor))
+
+
+def _dome_mm(sensor: str) -> float | None:
+    """Radius of a sensor's gel, none where it is flat."""
     with contextlib.suppress(ConfigError):  # a data set of others has no sensor files: flat
-        radius = load_sensor(sensor).gel.dome_radius_mm
-    return dome_height(tip_mm[:, 0], tip_mm[:, 1], radius)
+        return load_sensor(sensor).gel.dome_radius_mm
+    return None
 
 
 def _tip(cache: Cache, contact: int) -> np.ndarray:

@@ -116,6 +116,24 @@ def test_shear_that_no_calibration_knows_of_is_carried_in_proportion(
     assert found == pytest.approx(0.5 * 1.54 / 4, rel=0.1)
 
 
+@pytest.mark.parametrize(("name", "part"), [("soft", 1.0), ("tactip", 0.0)])
+def test_load_that_no_calibration_knows_of_is_carried_to_gels_of_one_shape(
+    toy_contact, tmp_path, name, part
+):
+    """A tenth more on the source is one on the target, but not on a dome."""
+    gels = {"hard": HARD, name: SOFT}
+    known = slides(tmp_path / "slides", toy_contact, gels)
+    press = punch(toy_contact, "hard", HARD)
+    more = np.where(np.arange(6) == 2, 1.1, 1.0)
+    contacts = [press.with_wrench(press.wrench * more), punch(toy_contact, name, SOFT)]
+    cache = cache_of(tmp_path / "data", contacts)
+    (contact,) = cache.select([name])
+    hard, soft = (Calibration.fit(known, sensor) for sensor in gels)
+    carried = carried_wrench(cache, contact, *partners(cache, [contact], "hard"), hard, soft)
+    found = carried[FRAMES - 1, 2] / soft.force(course_of(cache, contact), "x")[FRAMES - 1, 2]
+    assert found == pytest.approx(1 + 0.1 * part, rel=0.01)
+
+
 def test_a_dome_is_entered_later_off_its_apex(toy_contact, tmp_path):
     radius = load_sensor("tactip").gel.dome_radius_mm
     at = punch(toy_contact, "tactip", SOFT, at=(5.0, 0.0), depth=2.0)
