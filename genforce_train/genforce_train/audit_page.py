@@ -118,6 +118,6 @@ def _score_plot(audits: Sequence[Audit]) -> Picture:
         axes.set_xticks(places, [audit.sensor for audit in audits])
         axes.axhline(0, color=PLOT_GREY, lw=0.8)
         axes.set(ylabel="R² on contacts not seen")
-        axes.legend()
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(scores))
 
     return plot(draw, "Labels as they are, shifted in time and shuffled within contacts")

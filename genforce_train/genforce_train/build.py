@@ -430,23 +430,23 @@ def _build_rest(
 def rest_of(bag: BagContents, sensor: str, config: BuildConfig) -> Rest:
     """The frames of a sensor without contact. Raises `DataError` where there are none."""
     frames = bag.frames[sensor]
-    usable = frames.flags & UNUSABLE == 0
     idle = np.zeros(len(frames.stamp_ns), bool)
     for start, end in bag.idle_ns:
         idle |= (frames.stamp_ns >= start) & (frames.stamp_ns < end)
-    wrench, age = bag.wrench.at(frames.stamp_ns)
+    usable = np.flatnonzero(idle & (frames.flags & UNUSABLE == 0))
+    wrench, age = bag.wrench.at(frames.stamp_ns[usable])
     free = np.linalg.norm(wrench[:, :3], axis=1) < config.rest_force_n
-    chosen = np.flatnonzero(usable & idle & free & (age <= config.max_age_s))
+    free &= age <= config.max_age_s
+    chosen, wrench = usable[free], wrench[free]
     if len(chosen) == 0:
         raise DataError(
             f"{bag.path}: {sensor}: no frame without contact, so no reference; "
             f"record before the first contact"
         )
     first = chosen[: config.reference_frames]
-    spread = chosen[
-        np.unique(np.linspace(0, len(chosen) - 1, config.rest_frames).round().astype(int))
-    ]
-    return Rest(majority(frames.bits[first]), len(first), frames.bits[spread], wrench[spread])
+    spread = np.unique(np.linspace(0, len(chosen) - 1, config.rest_frames).round().astype(int))
+    reference = majority(frames.bits[first])
+    return Rest(reference, len(first), frames.bits[chosen[spread]], wrench[spread])
 
 
 def majority(bits: np.ndarray) -> np.ndarray:

@@ -5,12 +5,15 @@ Examples:
   genforce export runs/train/force/best.safetensors --precision int8 --check
   genforce export runs/demo/bundle --precision fp16 --check --bag runs/demo/live_bag
   genforce export runs/train/m2m/best.safetensors --force runs/demo/bundle --sensor circle_1
+  genforce export runs/demo/bundle --material runs/press/dataset/material array_1 ratio_18
 
 Without --precision a model that reads the gel's displacement becomes int8 where that loses at most
 0.02 of R2 on contacts it has not learned from, as it is then faster on a CPU; any other fp32.
 From a checkpoint, int8 takes its ranges from contacts of the training, and the check uses others;
 from a bundle, which needs no torch, both come from a bag. A marker-to-marker model (`genforce train
 m2m`) goes before a force bundle (--force), so that it reads another sensor (--sensor).
+--material gives a bundle the gain that its forces need on another gel, from the curves of `genforce
+dataset material`: of the gel the model knows, and of the one it serves.
 --check prints how far the bundle is from what it was made from (fp32: the PyTorch model; fp16 and
 int8: the fp32 bundle), keeps that in the manifest and fails where it is too far.
 """
@@ -25,7 +28,13 @@ import numpy as np
 
 from genforce_collect.bags import BagReader
 from genforce_collect.errors import ConfigError, DataError
-from genforce_infer.bundle import Bundle, read_bundle, write_bundle
+from genforce_infer.bundle import (
+    Bundle,
+    Manifest,
+    MaterialCorrection,
+    read_bundle,
+    write_bundle,
+)
 from genforce_infer.labelled import LabelledFrames, read_labelled
 from genforce_infer.offline import sensor_of
 from genforce_infer.parity import Parity, compare, with_parity
@@ -45,11 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sensor", help="sensor file (default: that of the bag's session)")
     parser.add_argument("--force", type=Path, help="bundle to translate for, with --sensor")
     parser.add_argument("--frames", type=int, default=1500, help="of the bag, at most")
+    parser.add_argument(
+        "--material",
+        nargs=3,
+        metavar=("FOLDER", "KNOWN", "SERVED"),
+        help="force-depth coefficients, and the sensors whose gels to carry forces between",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Body of `genforce export`; returns the exit code."""
+    gain = None if args.material is None else _gain(*args.material)
     bundle = _export_bundle(args) if args.model.is_dir() else _export_checkpoint(args)
+    if gain is not None:
+        manifest = bundle.manifest.model_copy(update={"material": gain})
+        bundle = _written(bundle, bundle.folder, manifest)
     print(f"{bundle.folder}: {bundle.manifest.model_id}")
     if not args.check:
         return 0
@@ -85,9 +104,14 @@ def _export_translation(args: argparse.Namespace, folder: Path) -> Bundle:
 
 
 def _export_bundle(args: argparse.Namespace) -> Bundle:
-    if args.precision not in ("fp16", "int8"):
-        raise ConfigError(f"{args.model}: a bundle already; give --precision fp16 or int8")
     bundle = read_bundle(args.model)
+    if args.precision is None and args.material is not None:
+        out = args.out or bundle.folder.with_name(f"{bundle.folder.name}-{args.material[-1]}")
+        return _written(bundle, out, bundle.manifest)
+    if args.precision not in ("fp16", "int8"):
+        raise ConfigError(
+            f"{args.model}: a bundle already; give --precision fp16 or int8, or --material"
+        )
     if args.bag is None:
         if args.check or args.precision == "int8":
             raise ConfigError("a bundle has no frames for --check and int8: give --bag")
@@ -110,8 +134,7 @@ def _faster(bundle: Bundle, ranges: LabelledFrames, others: LabelledFrames) -> B
         print(f"R2 lost by int8: {loss:.3f} at most{'' if right else '; fp32 kept'}")
         if not right:
             return bundle
-        files = {name: variant.path(name) for name in variant.manifest.files}
-        return write_bundle(bundle.folder, with_parity(variant.manifest, parity), files)
+        return _written(variant, bundle.folder, with_parity(variant.manifest, parity))
 
 
 def _variant(
@@ -124,5 +147,16 @@ def _variant(
     if not args.check:
         return variant
     parity = compare(bundle, variant, others.images, others.measured)
-    files = {name: variant.path(name) for name in variant.manifest.files}
-    return write_bundle(folder, with_parity(variant.manifest, parity), files)
+    return _written(variant, folder, with_parity(variant.manifest, parity))
+
+
+def _gain(curves: str, known: str, served: str) -> MaterialCorrection:
+    from genforce_train.materials import ForceDepth, runtime_correction
+
+    return runtime_correction(ForceDepth.read(curves, known), ForceDepth.read(curves, served))
+
+
+def _written(bundle: Bundle, folder: Path, manifest: Manifest) -> Bundle:
+    """The bundle's files in a folder, with this manifest."""
+    files = {name: bundle.path(name) for name in bundle.manifest.files}
+    return write_bundle(folder, manifest, files)

@@ -10,6 +10,7 @@ from genforce_collect.layout import Layout
 from genforce_infer.bundle import read_bundle
 from genforce_infer.parity import Parity
 from genforce_train import export, export_cli
+from genforce_train.materials import ForceDepth
 from genforce_train.train_force import ForceSettings, train
 
 
@@ -68,6 +69,22 @@ def test_a_bundle_becomes_int8_where_that_is_right_enough(
     manifest = read_bundle(bundle.folder).manifest
     assert manifest.precision == precision
     assert bool(Parity.in_manifest(manifest).r2_loss) == (precision == "int8")
+
+
+def test_a_bundle_is_given_the_gain_to_another_gel(checkpoint, tmp_path):
+    curves = tmp_path / "material"
+    ForceDepth((4.0, 0.0), (2.0, 0.0)).write(curves, "hard")
+    ForceDepth((2.0, 0.0), (1.5, 0.0)).write(curves, "soft")
+    known = export.export_force(checkpoint, tmp_path / "known")
+    assert genforce_export(known.folder, "--material", curves, "hard", "soft") == 0
+    served = read_bundle(tmp_path / "known-soft").manifest
+    assert read_bundle(known.folder).manifest.material is None
+    assert served.model_copy(update={"material": None}) == known.manifest
+    np.testing.assert_allclose(served.material.loading, 0.5)
+    np.testing.assert_allclose(served.material.unloading, 0.75)
+    with pytest.raises(DataError, match=r"other_down\.csv"):
+        genforce_export(known.folder, "--material", curves, "hard", "other")
+    assert not (tmp_path / "known-other").exists()
 
 
 def test_a_variant_too_far_from_its_bundle_is_an_error(checkpoint, tmp_path, monkeypatch):
