@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Pair = tuple[str, str]
 ROADS = ("field", "m2m")  # the gel's displacement; translated images
 PRESSED = ("sphere", "cylinder", "hexagon", "line")  # for the force-depth curves; all seen
+LABELS = "labels.json"  # how good those are that pairs carry between gels
 SHIPPED_FIELD = "models/field/field.safetensors"
 
 
@@ -164,7 +165,9 @@ def run(args: argparse.Namespace) -> int:
     )
     out = args.out or Path("runs/experiments") / (args.name + "_quick" * args.quick)
     results = carry_out(recipe, out)
-    print(report(results, recipe, out))
+    labels = out / LABELS
+    judged = json.loads(labels.read_text()) if labels.is_file() else []
+    print(report(results, recipe, out, judged))
     return 0
 
 
@@ -173,6 +176,7 @@ def carry_out(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
 
     Raises `DataError` for data without one of the sensors, its pairs or its unseen indenters.
     """
+    from genforce_train.experiment_labels import judge_labels
     from genforce_train.train_field import load_field
 
     _pin(recipe, out)
@@ -183,6 +187,9 @@ def carry_out(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
     curves = _curves(recipe, out) if recipe.compensated else {}
     if recipe.calibrated:
         _calibrate(recipe, out, cache)
+        if not (out / LABELS).is_file():
+            ways = out / "material", out / "calibration"
+            write_json(out / LABELS, judge_labels(data, recipe.pairs, *ways))
     work = _Work(recipe, cache, data, out, curves)
     jobs = [(pair, method) for pair in recipe.pairs for method in methods(recipe)]
     results = []

@@ -31,8 +31,9 @@ SCORES = ("R² Fx / Fy / Fz", "MAE Fx / Fy / Fz / total (N)", "Fz of peak", "err
 Result = dict[str, Any]
 
 
-def report(results: Sequence[Result], recipe: Any, out: Path) -> str:
-    """Write a page, tables and pictures beside the results; returns the tables as Markdown."""
+def report(results: Sequence[Result], recipe: Any, out: Path, judged: Sequence[Result] = ()) -> str:
+    """Write a page, tables and pictures beside the results; returns the tables as Markdown.
+    `judged`: of carried labels, see `judge_labels`."""
     methods = list(dict.fromkeys(result["method"] for result in results))
     tables: dict[str, Table] = {}
     pictures: dict[str, Picture] = {}
@@ -44,6 +45,8 @@ def report(results: Sequence[Result], recipe: Any, out: Path) -> str:
     tables["Each pair, unseen indenters"] = each(unseen)
     if any("images" in result for result in unseen):
         tables["Translated images, unseen indenters"] = images(unseen)
+    if judged:
+        tables["Labels of paired contacts against those measured, seen indenters"] = labels(judged)
     if len(recipe.shots) > 1:
         pictures["few_shot"] = curves(unseen)
     for name, picture in pictures.items():
@@ -112,6 +115,28 @@ def images(results: Sequence[Result]) -> Table:
             )
     heads = ("markers off (px RMS)", "moved (px RMS)", "IoU", "distance")
     return Table(("target → source, method", *heads), rows)
+
+
+def labels(judged: Sequence[Result]) -> Table:
+    """How good labels are that pairs carry: one row a way, the mean over pairs, and one a pair."""
+    ways: dict[str, list[Result]] = {}
+    for one in judged:
+        ways.setdefault(one["labels"], []).append(one)
+    rows = [_label_row(f"mean, {way}", ones) for way, ones in ways.items()]
+    rows += [_label_row(f"{o['source']} → {o['target']}, {o['labels']}", [o]) for o in judged]
+    return Table(("pair, labels", SCORES[0], "error Fx / Fy / Fz"), rows)
+
+
+def _label_row(name: str, ones: Sequence[Result]) -> tuple[str, ...]:
+    r2, error = (
+        np.mean([[one[score][axis] for axis in FORCES] for one in ones], axis=0)
+        for score in ("r2", "error")
+    )
+    return (
+        name,
+        " / ".join(map("{:.3f}".format, r2)),
+        f"{' / '.join(map('{:.1f}'.format, 100 * error))} %",
+    )
 
 
 def of_oracle(result: Result, results: Sequence[Result]) -> float:

@@ -97,7 +97,7 @@ def train(settings: ForceSettings, quiet: bool = False) -> dict[str, Any]:
             f"{', '.join(cache.sensors)}, indenters "
             f"{', '.join(sorted({key.indenter for key in cache.keys}))}"
         )
-    wrench = _labels(settings, cache, split.train + split.validation)
+    wrench = training_labels(settings, cache, split.train + split.validation)
     sequences = Sequences.of(cache, split.train, settings.rest_frames, wrench)
     source = source_of(settings, cache)
 
@@ -254,7 +254,7 @@ def source_of(settings: ForceSettings, cache: Cache) -> FrameSource:
     return MapSource(maps_of(cache, ChangeMaps(), shape, "change_maps"), ChangeMaps.odd)
 
 
-def _labels(settings: ForceSettings, cache: Cache, contacts: list[int]) -> np.ndarray:
+def training_labels(settings: ForceSettings, cache: Cache, contacts: list[int]) -> np.ndarray:
     """Wrench of all frames (n, 6); for these contacts borrowed from their pairs on `labels_of`,
     and corrected for the target's gel, where the settings say so."""
     wrench = np.array(cache.wrench)

@@ -14,6 +14,9 @@ from genforce_train.borrow import partners
 from genforce_train.cache import open_layout
 from genforce_train.calibration import Calibration, carried_wrench, course_of
 from genforce_train.checkpoint import load_checkpoint
+from genforce_train.experiment_labels import judge_labels
+from genforce_train.experiment_report import labels
+from genforce_train.materials import ForceDepth
 from genforce_train.train_force import ForceSettings, train
 
 # What a flat punch feels: (N/mm normal, normal over shear stiffness, friction).
@@ -158,6 +161,30 @@ def test_what_cannot_be_carried_is_named(calibration, toy_contact, tmp_path):
         Calibration.fit(pressed, "soft")
     with pytest.raises(ConfigError, match="labels_of=SENSOR"):
         train(ForceSettings(data=str(tmp_path), calibration=str(tmp_path)))
+
+
+def test_labels_are_judged_by_what_the_target_measured(calibration, toy_contact, tmp_path):
+    data = [
+        punch(toy_contact, sensor, gel, number, depth)
+        for sensor, gel in (("hard", HARD), ("soft", SOFT))
+        for number, depth in enumerate((0.4, 0.7, 1.0))
+    ]
+    root = tmp_path / "data"
+    cache_of(root, data)
+    for sensor in ("hard", "soft"):
+        presses = [contact for contact in data if contact.key.sensor == sensor]
+        ForceDepth.fit(presses).write(tmp_path / "material", sensor)
+    judged = judge_labels(
+        str(root), [("hard", "soft")], tmp_path / "material", calibration.folder.parent
+    )
+    error = {one["labels"]: one["error"] for one in judged}
+    assert error["as they are"]["fz"] == pytest.approx(HARD[0] / SOFT[0] - 1)
+    assert error["compensated"]["fz"] == pytest.approx(0, abs=0.03)
+    assert error["compensated"]["fx"] > 0.3  # friction differs, and no press tells
+    assert max(error["calibrated"].values()) < 0.05
+    table = labels(judged).markdown()
+    assert "| hard → soft, as they are |" in table
+    assert table.count(" 300.0 %") == 2  # the pair, and the mean of this one
 
 
 def test_training_takes_the_carried_labels(calibration, toy_contact, tmp_path):

@@ -1,0 +1,113 @@
+"""Tables of results.md, written from what experiments measured and from nothing else.
+
+    genforce experiment softness -o runs/softness/full        # leaves results.json, labels.json
+    python docs/make_results.py runs/softness/full            # takes it, writes the tables anew
+    python docs/make_results.py                               # the tables alone
+    python docs/make_results.py --check                       # fails where they differ
+
+A table of the page stands below a comment that says of which experiment and what it shows, e.g.
+`<!-- softness: mean, unseen -->`; see `VIEWS`. The figures are kept in docs/results/, one file an
+experiment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from genforce_collect.errors import DataError
+from genforce_collect.html import Table
+from genforce_train.experiment import LABELS
+from genforce_train.experiment_report import FORCES, Result, each, images, labels, means
+
+PAGE = Path(__file__).parent / "results.md"
+FIGURES = Path(__file__).parent / "results"
+BLOCK = re.compile(r"(<!-- (\w+): ([\w, ]+) -->\n)((?:\|.*\n)*)")
+DIGITS = 5  # that are kept; tables show three
+
+
+def mean(results: Sequence[Result]) -> Table:
+    """One row a method, over the pairs."""
+    return means(results, list(dict.fromkeys(result["method"] for result in results)))
+
+
+def of(
+    indenters: str, table: Callable[[Sequence[Result]], Table], figures: dict[str, Any]
+) -> Table:
+    """A table of the results on seen or unseen indenters alone."""
+    return table([one for one in figures["results"] if one["indenters"] == indenters])
+
+
+VIEWS: dict[str, Callable[[dict[str, Any]], Table]] = {
+    f"{name}, {indenters}": partial(of, indenters, table)
+    for name, table in (("mean", mean), ("each", each), ("images", images))
+    for indenters in ("unseen", "seen")
+}
+VIEWS["labels"] = lambda figures: labels(figures["labels"])
+
+
+def take(folder: Path) -> None:
+    """Keep what the tables need of an experiment's folder."""
+    files = (folder / name for name in ("results.json", "recipe.json", LABELS))
+    results, recipe, judged = (
+        json.loads(file.read_text()) if file.is_file() else [] for file in files
+    )
+    kept = [
+        {name: result[name] for name in ("source", "target", "method", "indenters")}
+        | {score: {axis: result[score][axis] for axis in FORCES} for score in ("r2", "mae")}
+        | {name: result[name] for name in ("mae_total_n", "fz_of_peak", "images") if name in result}
+        for result in results
+    ]
+    FIGURES.mkdir(exist_ok=True)
+    rows = {
+        name: ",\n".join(json.dumps(_rounded(one)) for one in ones)
+        for name, ones in (("results", kept), ("labels", judged))
+    }
+    parts = ",\n".join(f'"{name}": [\n{lines}\n]' for name, lines in rows.items())
+    text = f'{{"recipe": {json.dumps(recipe)},\n{parts}}}\n'
+    (FIGURES / f"{recipe['experiment']}.json").write_text(text)
+
+
+def written(page: str) -> str:
+    """The page with its tables anew. Raises `DataError` for a table of nothing that is there."""
+
+    def table(match: re.Match[str]) -> str:
+        head, experiment, view, _ = match.groups()
+        path = FIGURES / f"{experiment}.json"
+        if view not in VIEWS or not path.is_file():
+            raise DataError(f"{head.strip()}: no such table; there are {'; '.join(VIEWS)}")
+        return f"{head}{VIEWS[view](json.loads(path.read_text())).markdown()}\n"
+
+    return BLOCK.sub(table, page)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def main() -> int:
+    """Returns the exit code."""
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folders", nargs="*", type=Path, help="of experiments that are done")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where tables differ")
+    args = parser.parse_args()
+    for folder in args.folders:
+        take(folder)
+    page = PAGE.read_text()
+    if args.check:
+        return int(written(page) != page)
+    PAGE.write_text(written(page))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
