@@ -357,12 +357,16 @@ def read_columns(path: Path, columns: Iterable[str], at_least: int | None = None
     known = len(header) >= (at_least or len(columns)) and header == columns[: len(header)]
     if not known:
         raise DataError(f"{path}: columns {','.join(header)}, expected {','.join(columns)}")
-    try:
-        values = np.array([[float(cell) for cell in row] for row in rows[1:] if row], float)
-        values = values.reshape(-1, len(header))
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
-    return np.pad(values, ((0, 0), (0, len(columns) - len(header))))
+    values = []
+    for line, row in enumerate(rows[1:], 2):
+        try:
+            values.append([float(cell) for cell in row])
+        except ValueError as error:
+            raise DataError(f"{path}: line {line}: {error}") from error
+        if len(row) not in (0, len(header)):
+            raise DataError(f"{path}: line {line}: {len(row)} values in {len(header)} columns")
+    whole = np.array([row for row in values if row], float).reshape(-1, len(header))
+    return np.pad(whole, ((0, 0), (0, len(columns) - len(header))))
 
 
 def matched_contacts(layout: Layout, sensors: Iterable[str]) -> Iterator[list[ContactKey]]:

@@ -263,7 +263,9 @@ def open_layout(
                 problems.append(str(error))
         return found
 
-    made_of = [layout.forces / str(key) / "ft.csv" for key in keys]
+    trees = (layout.images, layout.forces, layout.depths)
+    made_of = [tree / str(key) for key in keys for tree in trees]
+    made_of += [layout.rest / sensor for sensor in layout.sensors()]
     made_of += sorted({*layout.images.glob("*_ref.*"), *(layout.root / "img").glob("*_ref.*")})
     return cached(folder, layout.root, made_of, contacts(), sensors, problems)
 
@@ -276,12 +278,15 @@ def cached(
     sensors: Callable[[], Sensors],
     problems: list[str] | None = None,
 ) -> Cache:
-    """The cache at `folder` if the files under `root` that it was made of are still the same,
-    else a new one (see `write_cache`)."""
+    """The cache at `folder` if the files and folders under `root` that it was made of are still the
+    same, else a new one (see `write_cache`)."""
     digest = hashlib.sha256(str(FORMAT).encode())
-    for path in made_of:
-        status = path.stat()
-        digest.update(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for path in filter(Path.exists, made_of):
+        digest.update(f"{path.relative_to(root)}\n".encode())
+        files = sorted(os.scandir(path), key=lambda file: file.name) if path.is_dir() else [path]
+        for file in files:
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     fingerprint = digest.hexdigest()
     try:
         found = Cache(folder)

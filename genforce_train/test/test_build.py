@@ -29,6 +29,11 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20_000])
 
 
+def write_lines(root: Path, *rows: str) -> None:
+    text = "\n".join(["Fx(N),Fy(N),Fz(N)", *rows])
+    (root / "force/toy/sphere/0/ft.csv").write_text(text)
+
+
 def tree_bytes(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
@@ -305,6 +310,17 @@ def test_written_contact_reads_back_the_same(toy_contact, tmp_path):
         ),
         (lambda root: truncate(root / "img/toy/sphere/0/0003.npy"), "0003.npy"),
         (lambda root: (root / "force/toy/sphere/0/pose.csv").write_text("X(m)\n"), "pose.csv"),
+        (
+            lambda root: write_lines(root, "1,2,3", "1,two,3"),
+            r"ft\.csv: line 3: .*'two'",
+        ),
+        (lambda root: write_lines(root, "1,2,3", "1,2"), r"ft\.csv: line 3: 2 values in 3 columns"),
+        (
+            lambda root: np.save(
+                root / "img/toy/sphere/0/0003.npy", np.zeros((240, 320), np.uint8)
+            ),
+            r"0003\.npy: marker image of shape \(240, 320\)",
+        ),
     ],
 )
 def test_damage_is_named_with_its_file(toy_contact, tmp_path, damage, message):

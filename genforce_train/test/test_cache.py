@@ -56,6 +56,20 @@ def test_damaged_contacts_are_named_and_the_rest_kept(layout):
     assert any("toy/cone/2" in problem for problem in cache.problems)
 
 
+@pytest.mark.parametrize(
+    "name", ["img/toy/cone/2/0001.npy", "force/toy/cone/2/timing.csv", "depth/toy/cone/2/inc_z.csv"]
+)
+def test_what_was_mended_is_read_again(layout, name):
+    path = layout.root / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    (problem,) = open_layout(layout.root).problems
+    assert "toy/cone/2" in problem
+    path.write_bytes(whole)
+    cache = open_layout(layout.root)
+    assert (len(cache), cache.problems) == (10, [])
+
+
 def test_labels_that_are_not_numbers_are_named_with_their_line(layout):
     path = layout.root / "force/toy/cone/2/ft.csv"
     lines = path.read_text().splitlines()
