@@ -8,7 +8,7 @@ set -uo pipefail
 
 failed=1 none=5 # pytest's exit codes for a failed test and for none selected
 
-python -m pytest -m "not live" --numprocesses logical --dist loadfile "$@"
+OMP_NUM_THREADS=1 python -m pytest -m "not live" --numprocesses logical --dist loadfile "$@"
 pure=$?
 python -m pytest -m live --numprocesses 1 "$@"
 live=$?
