@@ -132,7 +132,11 @@ def run_goal(
         console.line()  # which Rich ends its last line with on a terminal only
     if not result.success:
         if not result.invalid or result.contacts < MIN_WHOLE * len(goal.contacts):
-            came = f"; what came is in {result.bag}" if Path(result.bag).is_dir() else ""
+            came = (
+                f"; what came is in {result.bag}"
+                if result.bag and Path(result.bag).is_dir()
+                else ""
+            )
             raise GenforceError(f"collection ended: {result.message}{came}")
         console.print(f"{result.message}; going on with the {result.contacts} that are")
     return result
