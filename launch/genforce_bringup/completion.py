@@ -1,4 +1,4 @@
-"""Tab completion of `genforce` in bash and zsh, through argcomplete; `setup.bash` turns it on."""
+"""Tab completion of `genforce` in bash, through argcomplete; `setup.bash` turns it on."""
 
 from __future__ import annotations
 
