@@ -136,9 +136,9 @@ def test_wrenches_arrive_whole_tared_and_stamped(setup):
     assert report.topic == "/genforce/netft/wrench"
     assert report.device_lost == 0
     assert np.diff(report.device_time) == pytest.approx(1e-3)
-    age_s = (np.array(report.receive_ns) - np.array(report.stamp_ns)) / 1e9
-    assert (age_s >= 0).all()
-    assert age_s.min() < 0.05, "however late some were taken, the stamp is of the sample"
+    ages = [np.subtract(each.receive_ns, each.stamp_ns) / 1e9 for each in listener.times]
+    assert min(age.min() for age in ages) >= 0
+    assert min(age.min() for age in ages) < 0.05, "load delays many, but not the promptest"
     assert report.offset == pytest.approx(
         report.stamp_ns[-1] / 1e9 - report.device_time[-1], abs=0.02
     )
