@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -307,9 +308,32 @@ def write_cache(
     """Write a cache from contacts as they come, and then of what is known of their sensors. Memory
     stays that of one contact."""
     folder = Path(folder)
-    draft = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    with drafted(folder) as draft:
+        _fill(draft, contacts, sensors, [] if problems is None else problems, fingerprint)
+    return Cache(folder)
+
+
+@contextmanager
+def drafted(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of `folder`; nothing of it stays where filling
+    it fails. Of several at once the last counts."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(".partial", f"{folder.name}.", folder.parent) as scratch:
+        draft = Path(scratch) / "new"
+        draft.mkdir()
+        yield draft
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        draft.rename(folder)
+
+
+def _fill(
+    draft: Path,
+    contacts: Iterable[Contact],
+    sensors: Callable[[], Sensors],
+    problems: list[str],
+    fingerprint: str,
+) -> None:
     types = {"bits": (np.uint8, (PACKED,)), **LABELS}
     writers = {name: _Appender(draft / f"{name}.npy", *kind) for name, kind in types.items()}
     blocks = _Appender(draft / "blocks.npy", np.uint8, BLOCKS)
@@ -343,12 +367,9 @@ def write_cache(
         "sources": sources,
         "sensors": names,
         "rest": {name: rest_bounds[i : i + 2] for i, name in enumerate(names)},
-        "problems": problems or [],
+        "problems": problems,
     }
     (draft / "index.json").write_text(json.dumps(index))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(draft, folder)
-    return Cache(folder)
 
 
 class _Appender:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from genforce_collect.html import PAGE_NAME, write_page
 from genforce_train.audit import Audit, audit
 from genforce_train.audit_page import audit_page
 from genforce_train.build import BuildConfig, build, open_data
-from genforce_train.cache import Cache
+from genforce_train.cache import Cache, drafted
 from genforce_train.check import check, write_html
 
 
@@ -144,15 +143,8 @@ def _export(args: argparse.Namespace) -> int:
     if args.out.exists() and not (args.force and _is_export(args.out)):
         remedy = "--force replaces it" if _is_export(args.out) else "and no export; name another"
         raise DataError(f"{args.out}: is there already, {remedy}")
-    draft = args.out.with_name(args.out.name + ".partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with drafted(args.out) as draft:
         _exporter(args)(cache, draft)
-        shutil.rmtree(args.out, ignore_errors=True)
-        draft.replace(args.out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     print(f"{args.out}: {len(cache)} contacts with {cache.frames} frames written")
     for problem in cache.problems:
         print(f"left out: {problem}")

@@ -261,6 +261,7 @@ def test_damaged_parts_of_bags_are_named_and_the_rest_is_trained_on(bags, tmp_pa
     bags.write(tmp_path / "mixed/b", numbers=(1,), cell="lab")
     with pytest.raises(DataError, match="'lab', 'virtual'"):
         open_data(tmp_path / "mixed")
+    assert {path.name for path in (tmp_path / "mixed").iterdir()} == {"a", "b"}
     with pytest.raises(DataError, match="no contacts"):
         open_data(tmp_path / "nothing")
 

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from genforce_collect.errors import DataError
 from genforce_collect.layout import ContactKey, Layout, pack, unpack
 from genforce_train import dataset_cli
 from genforce_train.audit import CANNOT_TELL, ENOUGH_CONTACTS, NOT_TRUSTED, audit
@@ -172,21 +173,34 @@ def test_check_counts_what_is_there_and_what_is_wrong(contacts, tmp_path):
     assert "toy/sphere/0" in page
 
 
-def test_commands_build_check_and_audit(bags, tmp_path, capsys):
-    bags.write(tmp_path / "bag", numbers=tuple(range(8)))
+def dataset(*words: object) -> int:
     parser = argparse.ArgumentParser()
     dataset_cli.add_arguments(parser)
+    return dataset_cli.run(parser.parse_args([str(word) for word in words]))
 
-    def run(*words: str) -> int:
-        return dataset_cli.run(parser.parse_args(list(words)))
 
-    assert run("build", str(tmp_path / "bag"), "-o", str(tmp_path / "data")) == 0
+def test_what_a_build_leaves_out_is_named_and_makes_it_an_error(bags, tmp_path, capsys):
+    bags.write(tmp_path / "bag", numbers=(0, 1), wrench_gap_s=(0.8, 1.0))
+    words = ("build", tmp_path / "bag", tmp_path / "none", "-o", tmp_path / "data")
+    assert dataset(*words) == DataError.exit_code
+    printed = capsys.readouterr().out
+    assert "1 contacts with" in printed
+    assert f"left out: {tmp_path}/bag: contact toy/sphere/0: nearest wrench" in printed
+    assert f"left out: {tmp_path}/none" in printed
+    with pytest.raises(DataError, match="none"):
+        dataset("build", tmp_path / "none", "-o", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_commands_build_check_and_audit(bags, tmp_path, capsys):
+    bags.write(tmp_path / "bag", numbers=tuple(range(8)))
+    assert dataset("build", tmp_path / "bag", "-o", tmp_path / "data") == 0
     assert "8 contacts" in capsys.readouterr().out
-    assert run("check", str(tmp_path / "data")) == 0
+    assert dataset("check", tmp_path / "data") == 0
     report = json.loads((tmp_path / "data/report.json").read_text())
     assert report["groups"][0]["contacts"] == 8
     assert report["groups"][0]["lag"] == pytest.approx(0, abs=0.005)
-    assert run("audit", str(tmp_path / "data"), "--json") == 0
+    assert dataset("audit", tmp_path / "data", "--json") == 0
     (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["verdict"] == "trusted"
     # One way of estimating a lag: what an audit finds, a check of the same contacts finds.
