@@ -45,7 +45,7 @@ FLAGS = (
 STARTUP_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 120.0  # a picture drawn on the CPU of a busy machine
 SHOWN_TIMEOUT_S = 600.0  # for the live view to load its program and the data
-SETTLE_TIMEOUT_S = 30.0  # for it to draw another moment
+SETTLE_TIMEOUT_S = 15.0  # for it to draw another moment
 MARKERS, MOTION, PREDICTED = (90, 220, 90), (0, 180, 255), (70, 70, 230)  # BGR
 SHOWN = {MARKERS: 200, MOTION: 100, PREDICTED: 200}  # pixels of each that a contact shows at least
 TIMELINE_Y, TIMELINE_X = 883, range(500, 1150, 50)  # where the line of time can be clicked
@@ -260,8 +260,8 @@ def report(demo: Path, page: Browser) -> np.ndarray:
 
 
 def report_phone(demo: Path, page: Browser) -> np.ndarray:
-    """The report of its collection on a phone in the dark."""
-    path = (demo / "train_bag_report" / "report.html").resolve()
+    """The report of its live collection on a phone in the dark."""
+    path = (demo / "live_bag_report" / "report.html").resolve()
     page.open(f"file://{path}", 390, 844, dark=True)
     return page.screenshot()
 
