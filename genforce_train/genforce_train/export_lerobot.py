@@ -48,12 +48,14 @@ def export_lerobot(cache: Cache, out: Path, fps: int | None = None) -> list[Path
     `fps` is needed for a sensor whose frames have no stamps. Raises `DataError`.
     """
     try:
+        from datasets import disable_progress_bars  # it would draw one an episode
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
     except ImportError as error:
         raise DataError(
             f"writing this format needs lerobot, which wants an environment of its own: "
             f"see requirements/lerobot.txt ({error})"
         ) from error
+    disable_progress_bars()
     roots = []
     for sensor in sorted({key.sensor for key in cache.keys}):
         rows = cache.select([sensor])
