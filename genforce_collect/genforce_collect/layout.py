@@ -186,13 +186,16 @@ class Layout:
 
     def read_reference(self, sensor: str) -> np.ndarray:
         """Packed no-contact image (38400,) of a sensor."""
-        for folder in (self.images, self.root / "img"):
-            for suffix in (".npy", ".jpg"):
-                if (path := folder / f"{sensor}_ref{suffix}").is_file():
-                    return read_mask(path)
+        if path := self._reference_path(sensor):
+            return read_mask(path)
         raise DataError(
             f"{self.images}: no {sensor}_ref.npy; record frames without contact and build again"
         )
+
+    def _reference_path(self, sensor: str) -> Path | None:
+        folders = (self.images, self.root / "img")
+        paths = (f / f"{sensor}_ref{suffix}" for f in folders for suffix in (".npy", ".jpg"))
+        return next(filter(Path.is_file, paths), None)
 
     def read_rest(self, sensor: str) -> tuple[np.ndarray, np.ndarray]:
         """Frames without contact: packed (n, 38400) and wrench (n, 6); n = 0 where none is kept."""
@@ -245,6 +248,10 @@ class Layout:
     def holds(self, key: ContactKey) -> bool:
         """Whether the contact is there, whole (ft.csv comes last)."""
         return (self._folder(self.forces, key) / "ft.csv").is_file()
+
+    def holds_reference(self, sensor: str) -> bool:
+        """Whether the no-contact image of a sensor is there."""
+        return self._reference_path(sensor) is not None
 
     def write(self, contact: Contact, suffix: str = ".npy") -> None:
         """Write or replace one contact; a kill in between leaves it absent, not half there. Pose

@@ -410,7 +410,7 @@ def _build_rest(
     report: BuildReport,
 ) -> None:
     """Write the reference and the frames without contact, once a sensor."""
-    if sensor in provenance["sensors"] and not force:
+    if layout.holds_reference(sensor) and not force:
         return
     try:
         rest = rest_of(bag, sensor, config)

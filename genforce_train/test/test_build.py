@@ -135,6 +135,21 @@ def test_missing_reference_is_named(bags, tmp_path):
         Layout(tmp_path / "data").read_reference("toy")
 
 
+def test_a_reference_is_kept_unless_forced_and_made_again_where_it_is_missing(bags, tmp_path):
+    bags.write(tmp_path / "bag", numbers=(0,))
+    layout = Layout(tmp_path / "data")
+    mine = np.zeros(38400, np.uint8)
+    layout.write_reference("toy", mine)
+    build([tmp_path / "bag"], layout.root)
+    np.testing.assert_array_equal(layout.read_reference("toy"), mine)
+    build([tmp_path / "bag"], layout.root, force=True)
+    made = layout.read_reference("toy")
+    assert made.any()
+    (layout.root / "img/toy_ref.npy").unlink()
+    build([tmp_path / "bag"], layout.root)
+    np.testing.assert_array_equal(layout.read_reference("toy"), made)
+
+
 def test_a_bag_of_another_cell_is_named_and_the_others_are_built(bags, tmp_path):
     bags.write(tmp_path / "a", numbers=(0,), cell="virtual")
     bags.write(tmp_path / "b", numbers=(1,), cell="lab")
