@@ -117,7 +117,7 @@ class FieldTranslator(Translator):
     # is interpolated.
     grids = ((30, 40), (60, 80))
     iterations = (3, 2)
-    corrections = 2
+    corrections = 2  # one in training: what it leaves tells the network more
 
     def __init__(self, sensors: int = 0) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class FieldTranslator(Translator):
             self.placements(target_reference),
         )
         field = self.field(source)
-        for _ in range(self.corrections):
+        for _ in range(1 if self.training else self.corrections):
             field = self._corrected(field, source, given)
         return self._origins(field, given, wanted, len(self.grids))
 
