@@ -18,7 +18,7 @@ from rclpy.action import ActionClient
 from rclpy.experimental import EventsExecutor
 
 from genforce_bringup.graph import GRAPHS
-from genforce_collect.nodes.common import NAMESPACE, spin_until
+from genforce_collect.nodes.common import NAMESPACE, await_answer, spin_until
 from genforce_collect.verification import verify
 from genforce_msgs.action import CollectIndent
 
@@ -81,6 +81,7 @@ def test_a_collection_launched_by_path_records_whole_contacts(fast_cell, tmp_pat
     client = ActionClient(node, CollectIndent, "collect_indent")
     try:
         assert spin_until(executor, client.server_is_ready, PATIENCE_S)
+        assert await_answer(executor, node, "indenter", PATIENCE_S)
         goal = CollectIndent.Goal(indenter="sphere", contacts=[0, 1], bag=str(tmp_path / "bag"))
         goal.execute_motion = True
         sent = client.send_goal_async(goal)

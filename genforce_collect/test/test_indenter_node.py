@@ -30,7 +30,14 @@ from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import Trigger
 
 from genforce_collect.bags import BagReader, session_bags
-from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, Stream, spin_until, to_stamp
+from genforce_collect.nodes.common import (
+    LATCHED_QOS,
+    NAMESPACE,
+    Stream,
+    await_answer,
+    spin_until,
+    to_stamp,
+)
 from genforce_collect.trajectory import Phase
 from genforce_collect.verification import BagReport, verify
 from genforce_msgs.action import CollectIndent, MoveLinear
@@ -201,6 +208,7 @@ class Session:
         goal = CollectIndent.Goal(**{"sensor": "array_1", "indenter": "sphere"} | goal)
         goal.execute_motion = not goal.execute_motion
         self.feedback = []
+        assert await_answer(self._executor, self._node, "indenter", PATIENCE_S)
         sent = self._client.send_goal_async(goal, lambda m: self.feedback.append(m.feedback))
         assert self.spin(sent.done, PATIENCE_S)
         return sent.result()

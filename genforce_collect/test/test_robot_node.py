@@ -33,6 +33,7 @@ from genforce_collect.nodes.common import (
     LATCHED_QOS,
     NAMESPACE,
     Stream,
+    await_answer,
     from_stamp,
     spin_until,
     stream_qos,
@@ -150,6 +151,7 @@ class Bench:
         goal = MoveLinear.Goal(speed=speed, acceleration=0.5)
         goal.pose.position.x, goal.pose.position.y, goal.pose.position.z = map(float, target)
         goal.pose.orientation.x, goal.pose.orientation.w = 1.0, 0.0
+        assert await_answer(self._executor, self.node, "robot", 15.0)
         sent = self.mover.send_goal_async(goal, feedback)
         assert self.spin(sent.done)
         assert sent.result().accepted

@@ -19,7 +19,13 @@ from rclpy.signals import SignalHandlerOptions
 from genforce_bringup.graph import claim_cell, find_graph
 from genforce_bringup.supervisor import LAST_WORDS_S, LEADERS_S
 from genforce_collect.errors import DeviceError, GenforceError
-from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, SPIN_TIMEOUT_S, spin_until
+from genforce_collect.nodes.common import (
+    LATCHED_QOS,
+    NAMESPACE,
+    SPIN_TIMEOUT_S,
+    await_answer,
+    spin_until,
+)
 from genforce_collect.processes import end_with_parent
 from genforce_msgs.action import CollectIndent
 from genforce_msgs.msg import RecorderStatus
@@ -147,7 +153,9 @@ class CollectClient:
         Raises `DeviceError` when the graph dies or the action server does not come up.
         """
         deadline = time.monotonic() + (SERVER_TIMEOUT_S if self._graph else DISCOVERY_TIMEOUT_S)
-        while not self._client.server_is_ready():
+        while not (
+            self._client.server_is_ready() and await_answer(self._executor, self._node, "indenter")
+        ):
             if self._graph:
                 self._graph.check()
             if time.monotonic() > deadline:

@@ -15,6 +15,7 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.srv import ListParameters
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.experimental import EventsExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -35,6 +36,7 @@ SPIN_TIMEOUT_S = 0.02
 STARTUP_RETRY_S = 0.2
 DIAGNOSTICS_PERIOD_S = 1.0
 REMIND_PERIOD_S = 5.0
+ANSWER_S = 1.0
 
 _stopping = threading.Event()  # SIGINT or SIGTERM arrived
 
@@ -322,3 +324,23 @@ def spin_until(executor: Any, done: Callable[[], bool], timeout_s: float | None 
             return False
         executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
     return True
+
+
+def await_answer(executor: Any, node: Node, server: str, timeout_s: float = ANSWER_S) -> bool:
+    """Ask node `server` something harmless until it answers; returns whether it did.
+
+    That a server is seen does not mean that it sees its client: what it answers before then, a goal
+    as well, is dropped and the client waits for ever. It learns of a node's clients in the order in
+    which they were made, so one that answers this one knows all that `node` made before.
+    """
+    client = node.create_client(ListParameters, f"{server}/list_parameters")
+    deadline = time.monotonic() + timeout_s
+    try:
+        while spin_until(executor, client.service_is_ready, deadline - time.monotonic()):
+            answer = client.call_async(ListParameters.Request())
+            if spin_until(executor, answer.done, ANSWER_S):
+                return True
+            client.remove_pending_request(answer)
+        return False
+    finally:
+        node.destroy_client(client)
