@@ -42,6 +42,7 @@ from genforce_collect.mcap_files import (
     is_locked,
     read_session,
     read_summary,
+    require_finished,
 )
 
 CHUNK_BYTES = 2**20  # each chunk's index stays in memory until the file is closed
@@ -435,6 +436,8 @@ class BagReader:
             repair(self.path)
         with telling(self.path):
             self.metadata = _read_custom_data(self.path)
+            for file in self.path.glob("*.mcap"):
+                require_finished(file)
             self._reader = AnyReader([self.path])
             self._reader.open()
 

@@ -87,6 +87,15 @@ def is_finished(stream: BinaryIO) -> bool:
     return end[0] == Opcode.FOOTER and end[-8:] == MCAP0_MAGIC
 
 
+def require_finished(path: Path) -> None:
+    """Raises `DataError` where the file's end is missing."""
+    with path.open("rb") as stream:
+        if not is_finished(stream):
+            raise DataError(
+                f"{path}: is torn; copy it again, or run genforce bag repair {path.parent}"
+            )
+
+
 def _record_heads(stream: BinaryIO) -> Iterator[tuple[int, int, int]]:
     """Opcode, offset and size of each whole record; leaves the stream behind the record's head."""
     size = stream.seek(0, os.SEEK_END)
@@ -254,9 +263,8 @@ def read_summary(path: Path) -> Summary:
         Opcode.STATISTICS: records.Statistics,
     }
     found: dict[int, list[Any]] = {opcode: [] for opcode in readers}
+    require_finished(path)
     with path.open("rb") as stream:
-        if not is_finished(stream):
-            raise DataError(f"{path}: is torn; run genforce bag repair {path.parent}")
         stream.seek(-_FOOTER_SIZE + 9, os.SEEK_END)
         (start,) = struct.unpack("<Q", stream.read(8))
         stream.seek(start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import shutil
 import subprocess
@@ -196,6 +197,17 @@ def test_a_bag_torn_anywhere_is_repaired_to_its_last_whole_chunk(whole_bag: Path
         with BagReader(bag) as reopened:
             assert reopened.metadata["session"] == "s"
             assert reopened.metadata["repaired"]["torn_files"] == [file.name]
+
+
+def test_a_copy_that_broke_off_is_named_with_what_to_do(whole_bag: Path, tmp_path: Path):
+    bag = tmp_path / "bag"
+    shutil.copytree(whole_bag, bag)
+    (file,) = bag.glob("*.mcap")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(DataError, match=rf"{file.name}: is torn; copy it again, or run genforce"):
+        BagReader(bag)
+    assert repair(bag).files == (file.name,)
+    assert forces(bag)
 
 
 def test_a_damaged_chunk_costs_only_itself(whole_bag: Path, tmp_path: Path):

@@ -167,8 +167,10 @@ def write_html(report: Report, cache: Cache, path: Path) -> None:
     sensor's reference and deepest frame."""
     root = Path(report.root)
     contacts = sum(group.contacts for group in report.groups)
+    missing = sum(group.missing for group in report.groups)
     untrusted = [audit.sensor for audit in report.audits if audit.verdict == NOT_TRUSTED]
     doubts = [f"{len(report.problems)} problems"] * bool(report.problems)
+    doubts += [f"{missing} missing"] * bool(missing)
     doubts += [f"labels of {', '.join(untrusted)} not trusted"] * bool(untrusted)
     sections = [Section("Problems", (Notes(report.problems, Tone.BAD),))] if report.problems else []
     sections.append(Section("Contents", (_contents(report), Pictures([_force_plot(cache)]))))

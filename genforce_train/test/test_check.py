@@ -105,8 +105,11 @@ def test_contacts_another_sensor_lacks_are_counted(contacts, tmp_path):
     layout = write(tmp_path, contacts[:3])
     layout.write(replace(contacts[0], key=ContactKey("other", "sphere", 0)))
     layout.write_reference("other", contacts[0].bits[0])
-    groups = check(open_layout(layout.root), layout.root, []).groups
-    assert {group.sensor: group.missing for group in groups} == {"toy": 0, "other": 2}
+    cache = open_layout(layout.root)
+    report = check(cache, layout.root, [])
+    assert {group.sensor: group.missing for group in report.groups} == {"toy": 0, "other": 2}
+    write_html(report, cache, tmp_path / "check.html")
+    assert "4 contacts: 2 missing" in (tmp_path / "check.html").read_text()
 
 
 def shuffled(contacts):
