@@ -336,7 +336,9 @@ def await_answer(executor: Any, node: Node, server: str, timeout_s: float = ANSW
     client = node.create_client(ListParameters, f"{server}/list_parameters")
     deadline = time.monotonic() + timeout_s
     try:
-        while spin_until(executor, client.service_is_ready, deadline - time.monotonic()):
+        while (left_s := deadline - time.monotonic()) > 0:
+            if not spin_until(executor, client.service_is_ready, left_s):
+                break
             answer = client.call_async(ListParameters.Request())
             if spin_until(executor, answer.done, ANSWER_S):
                 return True

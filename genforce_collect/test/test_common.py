@@ -1,4 +1,4 @@
-"""The heartbeat of the nodes."""
+"""What the nodes share: their heartbeat, and waiting for one another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.experimental import EventsExecutor
 
 from genforce_collect.nodes import common
-from genforce_collect.nodes.common import NAMESPACE, Diagnostics, spin_until
+from genforce_collect.nodes.common import NAMESPACE, Diagnostics, await_answer, spin_until
+
+pytestmark = pytest.mark.live
 
 PATIENCE_S = 60.0
 
@@ -52,3 +54,13 @@ def test_whoever_begins_to_listen_hears_the_present_state_before_it_is_due(
     assert set(heard) == {"up"}
     node.destroy_node()
     reader.destroy_node()
+
+
+def test_a_node_is_waited_for_until_it_answers_and_no_longer_than_asked(executor: EventsExecutor):
+    server, client = (rclpy.create_node(name, namespace=NAMESPACE) for name in ("server", "client"))
+    executor.add_node(client)
+    assert not await_answer(executor, client, "server", timeout_s=0.1), "it is there, and silent"
+    executor.add_node(server)
+    assert await_answer(executor, client, "server", PATIENCE_S)
+    server.destroy_node()
+    client.destroy_node()
