@@ -22,7 +22,14 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
 from genforce_collect.bags import BagReader
-from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, Stream, spin_until, to_stamp
+from genforce_collect.nodes.common import (
+    LATCHED_QOS,
+    NAMESPACE,
+    Stream,
+    await_answer,
+    spin_until,
+    to_stamp,
+)
 from genforce_collect.verification import verify
 from genforce_msgs.msg import Markers, RecorderStatus, RobotState
 from genforce_msgs.srv import StartRecording, StopRecording
@@ -97,6 +104,7 @@ class Rig:
         assert self.spin(lambda: bool(self.statuses), PATIENCE_S)
         # Every stream has been seen by its subscription before a recording begins.
         assert self.spin(self._subscribed, PATIENCE_S)
+        assert await_answer(self.executor, self.node, "recorder_services", PATIENCE_S)
 
     def _subscribed(self) -> bool:
         names = [WRENCH, IMAGE, f"/{NAMESPACE}/robot/tcp_pose", f"/{NAMESPACE}/array_1/markers"]
