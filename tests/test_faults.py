@@ -40,11 +40,6 @@ class Collection:
         self._cell, self._bag = cell, bag
         self._plan = bag.with_name("plan.yaml")
         self._plan.write_text(PLAN)
-        rclpy.init()
-        self._node = rclpy.create_node(f"listener_{os.getpid()}", namespace=NAMESPACE)
-        self._node.create_subscription(Contact, "contact", self._note, LATCHED_QOS)
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self._node)
         self.phases: list[Phase] = []
         self._done_at = 0.0
         self._family: dict[psutil.Process, list[str]] = {}  # what nothing is to be left of
@@ -55,7 +50,24 @@ class Collection:
         if self.phases[-1] == Phase.DONE:
             self._done_at = time.monotonic()
 
+    def _listen(self) -> None:
+        """A participant of DDS for each run: one that remembers killed ones may be late to find
+        those that follow them."""
+        self._deafen()
+        rclpy.init()
+        self._node = rclpy.create_node(f"listener_{os.getpid()}", namespace=NAMESPACE)
+        self._node.create_subscription(Contact, "contact", self._note, LATCHED_QOS)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self._node)
+
+    def _deafen(self) -> None:
+        if rclpy.ok():
+            self._executor.shutdown()
+            self._node.destroy_node()
+            rclpy.shutdown()
+
     def start(self, contacts: int) -> None:
+        self._listen()
         self.phases.clear()
         words = ("--plan", str(self._plan), "--contacts", str(contacts), "--resume")
         self.process = collect(self._cell, self._bag, *words)
@@ -103,9 +115,7 @@ class Collection:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             self.process.communicate(timeout=60)
-        self._executor.shutdown()
-        self._node.destroy_node()
-        rclpy.try_shutdown()
+        self._deafen()
 
 
 def collect(cell: Path, bag: Path, *words: str) -> subprocess.Popen[str]:
