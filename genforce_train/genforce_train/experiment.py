@@ -23,26 +23,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from genforce_collect.errors import ConfigError, DataError
 from genforce_train.cache import UNSEEN_INDENTERS, Cache, open_layout, split_contacts
 
 if TYPE_CHECKING:
-    from genforce_train.sequences import FrameSource
+    pass
 
 Pair = tuple[str, str]
-ROADS = ("field", "m2m")  # the gel's displacement; translated images
+ROADS = ("field", "m2m", "compact")  # the gel's displacement; images carried by it, or painted
+TRANSLATORS = {"m2m": "field", "compact": "compact"}  # backbones of the roads of images
 PRESSED = ("sphere", "cylinder", "hexagon", "line")  # for the force-depth curves; all seen
 LABELS = "labels.json"  # how good those are that pairs carry between gels
 SHIPPED_FIELD = "models/field/field.safetensors"
+SHIPPED_ENCODER = "models/encoder/encoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,8 @@ class Recipe:
     adapt_steps: int
     m2m_steps: int
     seed: int
+    encoder: str = SHIPPED_ENCODER  # through which road compact sees references
+    painter_steps: int = 4  # of road compact for one of m2m, which begins from a trained network
     data: str = ""  # a layout with all the sensors; empty: virtual collections are made
 
     @property
@@ -122,12 +123,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", default="", help="layout with all the sensors; made where not given")
     add("--sensors", nargs="+", default=[], help="these instead of all the experiment's")
     add("--field", default=SHIPPED_FIELD, help=f"field model (default: {SHIPPED_FIELD})")
-    add("--roads", nargs="+", choices=ROADS, default=list(ROADS), help="default: both")
+    add("--roads", nargs="+", choices=ROADS, default=list(ROADS), help="default: all")
     add("--contacts", type=int, help="an indenter, of the data that are made")
     add("--shots", type=int, nargs="*", help="paired contacts an indenter to adapt from")
     add("--steps", type=int, help="of each force model")
     add("--recordings", nargs="+", default=[], metavar="FILE.h5", help="of sessions")
     add("--seed", type=int, default=0)
+    add("--jobs", type=int, default=-1, help="processes (default: one a core)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -164,19 +166,22 @@ def run(args: argparse.Namespace) -> int:
         data=args.data,
     )
     out = args.out or Path("runs/experiments") / (args.name + "_quick" * args.quick)
-    results = carry_out(recipe, out)
+    results = carry_out(recipe, out, args.jobs)
     labels = out / LABELS
     judged = json.loads(labels.read_text()) if labels.is_file() else []
     print(report(results, recipe, out, judged))
     return 0
 
 
-def carry_out(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
-    """Make what is missing under `out`; returns one result a pair, method and set of indenters.
+def carry_out(recipe: Recipe, out: Path, workers: int = -1) -> list[dict[str, Any]]:
+    """Make what is missing under `out`, in so many processes (-1: one a core); returns one result
+    a pair, method and set of indenters.
 
     Raises `DataError` for data without one of the sensors, its pairs or its unseen indenters.
     """
     from genforce_train.experiment_labels import judge_labels
+    from genforce_train.experiment_work import Work, carry_out_all
+    from genforce_train.train_encoder import load_encoder
     from genforce_train.train_field import load_field
 
     _pin(recipe, out)
@@ -184,20 +189,18 @@ def carry_out(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
     cache = open_layout(data)
     _check(cache, recipe)
     load_field(recipe.field_model)
+    if "compact" in recipe.roads and recipe.shots:
+        load_encoder(recipe.encoder)
     curves = _curves(recipe, out) if recipe.compensated else {}
     if recipe.calibrated:
         _calibrate(recipe, out, cache)
         if not (out / LABELS).is_file():
             ways = out / "material", out / "calibration"
             write_json(out / LABELS, judge_labels(data, recipe.pairs, *ways))
-    work = _Work(recipe, cache, data, out, curves)
+    work = Work(recipe, data, out, curves)
     jobs = [(pair, method) for pair in recipe.pairs for method in methods(recipe)]
-    results = []
-    clock = _Clock(len(jobs))
-    for pair, method in jobs:
-        results += work.result(pair, method)
-        clock.tick(f"{pair[0]} → {pair[1]}, {method.name}")
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    results = carry_out_all(work, jobs, workers)
+    write_json(out / "results.json", results)
     return results
 
 
@@ -212,7 +215,7 @@ class Method:
     input: str = "field"  # what its force model reads: markers or field
     oracle: bool = False  # learned from the target's labels instead of the source's
     shots: int = 0  # paired contacts a seen indenter it was adapted from
-    translated: bool = False  # by a model trained on the pairs, to images the source would show
+    backbone: str = ""  # of what translates its images, trained on the pairs, to the source's
     compensated: bool = False  # by the force-depth curves
     calibrated: bool = False  # the pairs' labels, by the calibration contacts of both
     slides: bool = False  # adapted from the target's calibration contacts with its own labels
@@ -234,10 +237,11 @@ def methods(recipe: Recipe) -> list[Method]:
                 found.append(Method(f"{name}, calibrated", shots=shots, calibrated=True))
         if recipe.calibrated:
             found.append(Method("field, slides", slides=True))
-    if "m2m" in recipe.roads and recipe.shots:
-        shots = max(recipe.shots)
-        name = f"m2m, {shots} pairs{corrected}"
-        found.append(Method(name, "markers", False, shots, True, recipe.compensated))
+    for road, backbone in TRANSLATORS.items():
+        if road in recipe.roads and recipe.shots:
+            shots, compensated = max(recipe.shots), recipe.compensated
+            name = f"{road}, {shots} pairs{corrected}"
+            found.append(Method(name, "markers", False, shots, backbone, compensated))
     found.append(Method("oracle", "markers", oracle=True))
     if "field" in recipe.roads:
         found.append(Method("oracle on the field", oracle=True))
@@ -246,184 +250,6 @@ def methods(recipe: Recipe) -> list[Method]:
         longer = [replace(method, steps=steps) for method in found if method.oracle]
         found += [replace(method, name=f"{method.name}, {steps} steps") for method in longer]
     return found
-
-
-class _Work:
-    """Models and scores of one run, each made once."""
-
-    def __init__(
-        self, recipe: Recipe, cache: Cache, data: str, out: Path, curves: dict[str, Any]
-    ) -> None:
-        self.recipe, self.cache, self.data, self.out = recipe, cache, data, out
-        self.curves = curves
-
-    def result(self, pair: Pair, method: Method) -> list[dict[str, Any]]:
-        """Scores of a method on a pair, for seen and unseen indenters."""
-        source, target = pair
-        learned = target if method.oracle else source
-        name = f"{learned}_{method.input}" + f"_{method.steps}" * bool(method.steps)
-        changes = {"steps": method.steps} if method.steps else {}
-        model = self._model(name, {"sensors": (learned,), "input": method.input} | changes)
-        adapted = bool(method.shots or method.slides) and not method.translated
-        if adapted:
-            model = self._adapted(model, pair, method)
-            name = model.parent.name
-        m2m = self._m2m(method.shots) if method.translated else None
-        material = self._material(pair) if method.compensated and not adapted else None
-        name += f"_on_{target}" + "_translated" * bool(m2m)
-        name += "_compensated" * (material is not None)
-        path = self.out / "scores" / f"{name}.json"
-        if not path.is_file():
-            write_json(path, self._score(model, pair, m2m, material, name))
-        return [
-            {"source": source, "target": target, "method": method.name, "indenters": seen, **score}
-            for seen, score in json.loads(path.read_text()).items()
-        ]
-
-    def _adapted(self, init: Path, pair: Pair, method: Method) -> Path:
-        """The source's model after training on the target's frames of paired contacts, with the
-        labels that the source measured; or of its calibration contacts, with its own."""
-        source, target = pair
-        calibration = str(self.out / "calibration")
-        changes: dict[str, Any] = {
-            "sensors": (target,),
-            "input": method.input,
-            "init": str(init),
-            "validation": 0.0,  # a choice of the best step would need more pairs
-            "steps": self.recipe.adapt_steps,
-            "learning_rate": 1e-3,
-        }
-        if method.slides:
-            name = f"{source}-{target}_{method.input}_slides"
-            return self._model(name, changes | {"data": calibration})
-        changes |= {"labels_of": source, "few_shot": method.shots}
-        name = f"{source}-{target}_{method.input}_{method.shots}"
-        if method.calibrated:
-            changes |= {"calibration": calibration}
-            name += "_calibrated"
-        elif method.compensated:
-            changes |= {"material": str(self.out / "material"), "material_target": target}
-        return self._model(name, changes)
-
-    def _model(self, name: str, changes: dict[str, Any]) -> Path:
-        from genforce_train.train_force import ForceSettings, train
-
-        folder = self.out / "models" / name
-        if not (folder / "metrics.json").is_file():  # written last
-            values = {
-                "data": self.data,
-                "out": str(folder),
-                "unseen": UNSEEN_INDENTERS,
-                "field_model": self.recipe.field_model,
-                "steps": self.recipe.steps,
-                "seed": self.recipe.seed,
-            } | changes
-            if values["input"] == "markers":
-                values["field_model"] = ""
-            settings = ForceSettings.model_validate(values)
-            keep_command(folder, "force", values)
-            train(settings)
-        return folder / "best.safetensors"
-
-    def _material(self, pair: Pair) -> Any:
-        from genforce_train.materials import runtime_correction
-
-        return runtime_correction(*(self.curves[sensor] for sensor in pair))
-
-    def _m2m(self, shots: int) -> Path:
-        """One marker-to-marker model for all the sensors, from so many pairs an indenter."""
-        from genforce_train.train_m2m import M2mSettings, train
-
-        folder = self.out / "models" / f"m2m_{shots}"
-        if not (folder / "metrics.json").is_file():
-            values = {
-                "data": self.data,
-                "out": str(folder),
-                "sensors": self.recipe.sensors,
-                "unseen": UNSEEN_INDENTERS,
-                "few_shot": shots,
-                "validation": 0.0,
-                "field_model": self.recipe.field_model,
-                "steps": self.recipe.m2m_steps,
-                "evaluate_every": self.recipe.m2m_steps,
-                "seed": self.recipe.seed,
-            }
-            keep_command(folder, "m2m", values)
-            train(M2mSettings.model_validate(values))
-        return folder / "best.safetensors"
-
-    def _score(
-        self,
-        checkpoint: Path,
-        pair: Pair,
-        m2m: Path | None,
-        material: Any,
-        name: str,
-    ) -> dict[str, Any]:
-        from genforce_train.carried import CarriedChanges
-        from genforce_train.evaluate import of_peak, scatter, score
-
-        source, target = pair
-        frames = CarriedChanges(self.cache, m2m, source) if m2m else None
-        result = {}
-        for seen, contacts in tests(self.cache, target, self.recipe.seed).items():
-            predicted, measured, rest = predict_with(
-                checkpoint, self.cache, target, contacts, frames
-            )
-            ends = np.cumsum(np.diff(self.cache.bounds)[contacts])
-            if material is not None:
-                predicted = _corrected(predicted, ends, material)
-            result[seen] = {
-                **score(predicted, measured, rest).as_dict(),
-                "fz_of_peak": of_peak(predicted[:, 2], measured[:, 2], ends),
-                "checkpoint": str(checkpoint),
-                "seed": self.recipe.seed,
-            }
-            picture = self.out / "pictures" / f"{name}_{seen}.png"
-            scatter(picture, predicted, measured, f"{name}, {seen}")
-        if m2m:
-            images = json.loads((m2m.parent / "metrics.json").read_text())["test"]
-            result["unseen"]["images"] = images[f"{target}-{source}"]
-        return result
-
-
-def predict_with(
-    checkpoint: Path,
-    cache: Cache,
-    sensor: str,
-    contacts: list[int],
-    frames: FrameSource | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a force checkpoint predicts for contacts of a sensor, as `train_force.predict`; it is
-    shown `frames` instead of its usual inputs, where given."""
-    from genforce_train.checkpoint import load_checkpoint
-    from genforce_train.models.force import MODELS
-    from genforce_train.train_force import ForceSettings, predict, source_of
-
-    saved = load_checkpoint(checkpoint)
-    net = MODELS[saved.meta["model"]](outputs=len(saved.meta["outputs"]))
-    saved.restore_model(net)
-    settings = ForceSettings.model_validate(saved.meta["settings"])
-    frames = frames or source_of(settings.model_copy(update={"sensors": (sensor,)}), cache)
-    return predict(net, frames, cache, contacts, saved.meta)
-
-
-def tests(cache: Cache, target: str, seed: int) -> dict[str, list[int]]:
-    """The contacts a method is tested on: those of unseen indenters, and those of seen ones that
-    no model learns from (by number, so on no sensor)."""
-    split = split_contacts(cache, cache.select([target]), seed, unseen=UNSEEN_INDENTERS)
-    return {"seen": split.validation, "unseen": split.test}
-
-
-def _corrected(predicted: np.ndarray, ends: np.ndarray, material: Any) -> np.ndarray:
-    """Predictions of whole contacts times the gain over load, as it is applied live."""
-    from genforce_infer.postprocess import MaterialGain
-
-    parts = []
-    for part in np.split(predicted, ends[:-1]):
-        gain = MaterialGain(material)
-        parts.append(part * np.array([[gain(-float(fz))] for fz in part[:, 2]]))
-    return np.concatenate(parts)
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -498,17 +324,6 @@ def _check(cache: Cache, recipe: Recipe) -> None:
 # --- bookkeeping --------------------------------------------------------------------------------
 
 
-def keep_command(folder: Path, stage: str, values: dict[str, Any]) -> None:
-    """Write the command that trains with these settings beside its model."""
-
-    def word(value: Any) -> str:
-        return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
-
-    settings = (f"{key}={word(value)}" for key, value in values.items() if value != "")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "command.txt").write_text(f"genforce train {stage} {' '.join(settings)}\n")
-
-
 def _pin(recipe: Recipe, out: Path) -> None:
     """Keep the recipe with the results; refuse to mix two in one folder."""
     text = json.dumps(vars(recipe), indent=1, default=str) + "\n"
@@ -525,16 +340,3 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n")
     partial.replace(path)
-
-
-class _Clock:
-    """Prints what is done and how long the rest will take."""
-
-    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._now, self._started, self._done = total, now, now(), 0
-
-    def tick(self, what: str) -> None:
-        self._done += 1
-        gone = self._now() - self._started
-        left = gone / self._done * (self._total - self._done)
-        print(f"[{self._done}/{self._total}] {what}; {gone:.0f} s, about {left:.0f} s left")

@@ -164,7 +164,7 @@ def _network(
     out: Path,
     seed: int,
 ) -> np.ndarray:
-    from genforce_train.experiment import predict_with
+    from genforce_train.experiment_work import predict_with
     from genforce_train.train_force import ForceSettings
     from genforce_train.train_force import train as train_force
 

@@ -14,8 +14,9 @@ from genforce_train.borrow import borrowed_wrench, partners
 from genforce_train.cache import open_layout
 from genforce_train.checkpoint import load_checkpoint, save_checkpoint
 from genforce_train.evaluate import of_peak
-from genforce_train.experiment import EXPERIMENTS, Recipe, carry_out, methods
+from genforce_train.experiment import EXPERIMENTS, ROADS, Recipe, carry_out, methods
 from genforce_train.experiment_report import curves, of_oracle, report
+from genforce_train.models.encoder import MarkerEncoder
 from genforce_train.models.field import FieldNet
 from genforce_train.train_force import ForceSettings
 from genforce_train.train_force import train as train_force
@@ -51,18 +52,27 @@ def field_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def recipe(data, field_model):
+def encoder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    save_checkpoint(path, MarkerEncoder(8), {"kind": "encoder", "width": 8})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def recipe(data, field_model, encoder):
     return Recipe(
         experiment="homogeneous",
         pairs=(SENSORS, SENSORS[::-1]),
         field_model=field_model,
         contacts=4,
-        roads=("field", "m2m"),
+        roads=ROADS,
         shots=(1,),
         steps=2,
         adapt_steps=1,
         m2m_steps=1,
         seed=0,
+        encoder=encoder,
+        painter_steps=2,
         data=str(data),
     )
 
@@ -70,7 +80,7 @@ def recipe(data, field_model):
 @pytest.fixture(scope="module")
 def finished(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    return out, carry_out(recipe, out)
+    return out, carry_out(recipe, out, workers=1)
 
 
 def test_every_pair_and_method_is_scored_once(recipe, finished):
@@ -83,7 +93,7 @@ def test_every_pair_and_method_is_scored_once(recipe, finished):
     lost = [tmp_path / "scores/toy_a_field_on_toy_b.json", tmp_path / "models/toy_b_field"]
     lost[0].unlink()
     (lost[1] / "metrics.json").unlink()  # as when it was killed in training
-    assert carry_out(recipe, tmp_path) == results  # and to the same numbers
+    assert carry_out(recipe, tmp_path, workers=2) == results  # and to the same numbers
     changed = [p for p, t in zip(made, stamps, strict=True) if p.stat().st_mtime_ns != t]
     assert changed
     assert all(p == lost[0] or p.parent == lost[1] for p in changed)
@@ -168,6 +178,7 @@ def test_other_gels_are_compared_by_each_way_to_their_labels_and_as_much_trainin
     [
         ({"pairs": (("toy_a", "toy_c"),)}, "no sensor toy_c"),
         ({"field_model": "nowhere.safetensors"}, "nowhere.safetensors: no such checkpoint"),
+        ({"encoder": "nowhere.safetensors"}, "nowhere.safetensors: no such checkpoint"),
     ],
 )
 def test_what_cannot_do_is_refused_by_name(recipe, tmp_path, changes, words):

@@ -90,13 +90,21 @@ class _MapForceNet(nn.Module):
 def smoothed(images: Tensor, taps: Tensor) -> Tensor:
     """Each channel of (n, c, h, w) smoothed by `taps` (k,) along both axes, zero outside.
 
-    One axis after the other, all channels at once: an eighth of the time of a square kernel where
-    ONNX Runtime runs it."""
+    One axis after the other. ONNX Runtime does it as a convolution, in an eighth of the time of a
+    square kernel; PyTorch is eight times as fast with one sum a tap."""
     channels, border = int(images.shape[1]), len(taps) // 2
-    columns = taps.view(1, 1, -1, 1).repeat(channels, 1, 1, 1)
-    images = functional.conv2d(images, columns, padding=(border, 0), groups=channels)
-    rows = columns.transpose(2, 3)
-    return functional.conv2d(images, rows, padding=(0, border), groups=channels)
+    if torch.onnx.is_in_onnx_export():
+        columns = taps.view(1, 1, -1, 1).repeat(channels, 1, 1, 1)
+        images = functional.conv2d(images, columns, padding=(border, 0), groups=channels)
+        rows = columns.transpose(2, 3)
+        return functional.conv2d(images, rows, padding=(0, border), groups=channels)
+    for axis in (2, 3):
+        margin = (0, 0, border, border) if axis == 2 else (border, border, 0, 0)
+        padded, size = functional.pad(images, margin), images.shape[axis]
+        images = padded.narrow(axis, 0, size) * taps[0]
+        for tap in range(1, len(taps)):
+            images = images + padded.narrow(axis, tap, size) * taps[tap]
+    return images
 
 
 class ChangeMaps(nn.Module):
@@ -175,9 +183,8 @@ class FieldForceNet(_MapForceNet):
 
     def __init__(self, outputs: int = 6, width: int = 32, deep: int = 48, hidden: int = 64) -> None:
         encoder = nn.Sequential(
-            *_layer(3, width, 5, 1, 2),
-            *_layer(width, deep, 3, 2, 1),
-            *_layer(deep, deep, 3, 1, 1),
+            *_layer(3, width, 5, 2, 2),
+            *_layer(width, deep, 3, 1, 1),
         )
         super().__init__(encoder, deep, hidden, outputs)
 
