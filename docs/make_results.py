@@ -1,13 +1,13 @@
 """Tables of results.md, written from what experiments measured and from nothing else.
 
-    genforce experiment softness -o runs/softness/full        # leaves results.json, labels.json
-    python docs/make_results.py runs/softness/full            # takes it, writes the tables anew
+    genforce experiment softness                              # leaves results.json, labels.json
+    python docs/make_results.py runs/experiments/softness     # takes it, writes the tables anew
     python docs/make_results.py                               # the tables alone
     python docs/make_results.py --check                       # fails where they differ
 
 A table of the page stands below a comment that says of which experiment and what it shows, e.g.
 `<!-- softness: mean, unseen -->`; see `VIEWS`. The figures are kept in docs/results/, one file an
-experiment.
+experiment, by the name of its folder.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 
 from genforce_collect.errors import DataError
 from genforce_collect.html import Table
-from genforce_train.experiment import LABELS
-from genforce_train.experiment_report import FORCES, Result, each, images, labels, means
+from genforce_train.experiment import EXPERIMENTS, LABELS
+from genforce_train.experiment_report import FORCES, Result, each, images, labels, means, of_oracle
 
 PAGE = Path(__file__).parent / "results.md"
 FIGURES = Path(__file__).parent / "results"
@@ -37,6 +37,24 @@ def mean(results: Sequence[Result]) -> Table:
     return means(results, list(dict.fromkeys(result["method"] for result in results)))
 
 
+def softer(results: Sequence[Result]) -> Table:
+    """The same of the pairs from a harder to a softer gel."""
+    order = EXPERIMENTS["softness"].sensors.index
+    return mean([one for one in results if order(one["source"]) < order(one["target"])])
+
+
+def by_pair(results: Sequence[Result]) -> Table:
+    """One row a pair, one column a method: R² of the three axes, and error over the oracle's."""
+    methods = list(dict.fromkeys(result["method"] for result in results))
+    cells: dict[str, dict[str, str]] = {}
+    for one in results:
+        r2 = " / ".join(f"{one['r2'][axis]:.2f}" for axis in FORCES)
+        row = cells.setdefault(f"{one['source']} → {one['target']}", {})
+        row[one["method"]] = f"{r2}, {of_oracle(one, results):.2f}"
+    rows = [(pair, *(row[method] for method in methods)) for pair, row in cells.items()]
+    return Table(("pair", *methods), rows)
+
+
 def of(
     indenters: str, table: Callable[[Sequence[Result]], Table], figures: dict[str, Any]
 ) -> Table:
@@ -46,7 +64,13 @@ def of(
 
 VIEWS: dict[str, Callable[[dict[str, Any]], Table]] = {
     f"{name}, {indenters}": partial(of, indenters, table)
-    for name, table in (("mean", mean), ("each", each), ("images", images))
+    for name, table in (
+        ("mean", mean),
+        ("mean to softer", softer),
+        ("pairs", by_pair),
+        ("each", each),
+        ("images", images),
+    )
     for indenters in ("unseen", "seen")
 }
 VIEWS["labels"] = lambda figures: labels(figures["labels"])
@@ -71,7 +95,7 @@ def take(folder: Path) -> None:
     }
     parts = ",\n".join(f'"{name}": [\n{lines}\n]' for name, lines in rows.items())
     text = f'{{"recipe": {json.dumps(recipe)},\n{parts}}}\n'
-    (FIGURES / f"{recipe['experiment']}.json").write_text(text)
+    (FIGURES / f"{folder.resolve().name}.json").write_text(text)
 
 
 def written(page: str) -> str:

@@ -38,11 +38,13 @@ def test_a_finished_experiment_changes_its_own_tables_alone(make_results, tmp_pa
         for method in ("field, 0 pairs", "oracle")
         for indenters in ("seen", "unseen")
     ]
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / "recipe.json").write_text(json.dumps({"experiment": "softness", "seed": 3}))
+    folder = tmp_path / "softness"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "recipe.json").write_text(json.dumps({"experiment": "softness", "seed": 3}))
     judged = {"source": "a", "target": "b", "labels": "calibrated", "r2": SCORES, "error": SCORES}
-    (tmp_path / "labels.json").write_text(json.dumps([judged]))
-    make_results.take(tmp_path)
+    (folder / "labels.json").write_text(json.dumps([judged]))
+    make_results.take(folder)
     page = "a\n\n<!-- softness: mean, unseen -->\n| old |\n| --- |\n\n| other |\n"
     text = make_results.written(page)
     assert "| old |" not in text

@@ -73,7 +73,7 @@ EXPERIMENTS = {
     ),
     "heterogeneous": Experiment(
         ("gelsight", "tactip", "uskin"),
-        tuple(permutations(("gelsight", "tactip", "uskin"), 2)),
+        (("gelsight", "tactip"), ("tactip", "uskin"), ("uskin", "gelsight")),
         other_gels=True,
         other_shapes=True,
     ),
@@ -118,13 +118,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `genforce experiment`."""
     add = parser.add_argument
     add("name", choices=[*EXPERIMENTS, "sessions"])
-    add("--quick", action="store_true", help="few pairs, contacts and steps")
+    add("--quick", action="store_true", help="few pairs, half the steps")
     add("-o", "--out", type=Path, help="folder (default: runs/experiments/NAME[_quick])")
     add("--data", default="", help="layout with all the sensors; made where not given")
     add("--sensors", nargs="+", default=[], help="these instead of all the experiment's")
     add("--field", default=SHIPPED_FIELD, help=f"field model (default: {SHIPPED_FIELD})")
     add("--roads", nargs="+", choices=ROADS, default=list(ROADS), help="default: all")
-    add("--contacts", type=int, help="an indenter, of the data that are made")
+    add("--contacts", type=int, help="an indenter, of the data (16)")
     add("--shots", type=int, nargs="*", help="paired contacts an indenter to adapt from")
     add("--steps", type=int, help="of each force model")
     add("--recordings", nargs="+", default=[], metavar="FILE.h5", help="of sessions")
@@ -143,6 +143,17 @@ def run(args: argparse.Namespace) -> int:
         out = args.out or Path("runs/experiments/sessions")
         print(run_sessions(args.recordings, args.field, out, args.seed))
         return 0
+    recipe = recipe_of(args)
+    out = args.out or Path("runs/experiments") / (args.name + "_quick" * args.quick)
+    results = carry_out(recipe, out, args.jobs)
+    labels = out / LABELS
+    judged = json.loads(labels.read_text()) if labels.is_file() else []
+    print(report(results, recipe, out, judged))
+    return 0
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """What the words of a command ask for. Raises `ConfigError` for sensors without a pair."""
     experiment = EXPERIMENTS[args.name]
     pairs = experiment.pairs(args.sensors, args.quick)
     if not pairs:
@@ -152,11 +163,11 @@ def run(args: argparse.Namespace) -> int:
             f"{', '.join(experiment.sensors)}"
         )
     steps = args.steps or (500 if args.quick else 1000)
-    recipe = Recipe(
+    return Recipe(
         experiment=args.name,
         pairs=tuple(pairs),
         field_model=args.field,
-        contacts=args.contacts or (16 if args.quick else 24),
+        contacts=args.contacts or 16,
         roads=tuple(args.roads),
         shots=tuple(args.shots if args.shots is not None else ((10,) if args.quick else (4, 10))),
         steps=steps,
@@ -165,12 +176,6 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         data=args.data,
     )
-    out = args.out or Path("runs/experiments") / (args.name + "_quick" * args.quick)
-    results = carry_out(recipe, out, args.jobs)
-    labels = out / LABELS
-    judged = json.loads(labels.read_text()) if labels.is_file() else []
-    print(report(results, recipe, out, judged))
-    return 0
 
 
 def carry_out(recipe: Recipe, out: Path, workers: int = -1) -> list[dict[str, Any]]:

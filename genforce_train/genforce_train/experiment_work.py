@@ -183,34 +183,9 @@ def carry_out_all(
     work: Work, jobs: Sequence[tuple[Pair, Method]], workers: int
 ) -> list[dict[str, Any]]:
     """Make what is missing for these, and return one result a job and set of indenters."""
-    first, later = {}, {}
-    for pair, method in jobs:
-        for training in (work.learned(pair, method), work.translator(method)):
-            if training is not None:
-                first[training.name] = training
-        if (training := work.adapted(pair, method)) is not None:
-            later[training.name] = training
-    rounds = [
-        [] if all(map(work.trained, first.values())) else _map_tasks(work),
-        [_training_task(one) for one in first.values() if not work.trained(one)],
-        [_training_task(one) for one in later.values() if not work.trained(one)],
-    ]
-    missing = {work.score_file(*job): job for job in jobs if not work.score_file(*job).is_file()}
-    rounds.append(
-        [
-            Task(f"scores of {path.stem}", partial(work.score, *job), SCORES)
-            for path, job in missing.items()
-        ]
-    )
-    _make(rounds, workers)
+    _make(_rounds(work, jobs), workers)
     return [
-        {
-            "source": pair[0],
-            "target": pair[1],
-            "method": method.name,
-            "indenters": seen,
-            **scores,
-        }
+        {"source": pair[0], "target": pair[1], "method": method.name, "indenters": seen, **scores}
         for pair, method in jobs
         for seen, scores in json.loads(work.score_file(pair, method).read_text()).items()
     ]
@@ -258,11 +233,39 @@ def _corrected(predicted: np.ndarray, ends: np.ndarray, material: Any) -> np.nda
 # --- processes ----------------------------------------------------------------------------------
 
 
+def _rounds(work: Work, jobs: Sequence[tuple[Pair, Method]]) -> list[list[Task]]:
+    """What is missing for these; each round needs what those before it make."""
+    first: dict[str, Training] = {}
+    adapted: dict[str, Training] = {}
+    scores: dict[Path, tuple[Pair, Method]] = {}
+    for pair, method in jobs:
+        for training, trainings in (
+            (work.learned(pair, method), first),
+            (work.translator(method), first),
+            (work.adapted(pair, method), adapted),
+        ):
+            if training is not None and not work.trained(training):
+                trainings[training.name] = training
+        if not (path := work.score_file(pair, method)).is_file():
+            scores[path] = pair, method
+    return [
+        _map_tasks(work) if first or adapted else [],
+        [_training_task(training) for training in first.values()],
+        [_training_task(training) for training in adapted.values()],
+        [
+            Task(f"scores of {path.stem}", partial(work.score, *job), SCORES)
+            for path, job in scores.items()
+        ],
+    ]
+
+
 def _map_tasks(work: Work) -> list[Task]:
     """What models read, made before two of them would make it at a time."""
+    recipe = work.recipe
     makers = [partial(_change_maps, work.data)]
-    if "field" in work.recipe.roads:
-        makers.append(partial(_fields, work.data, work.recipe.field_model, work.recipe.sensors))
+    if "field" in recipe.roads:
+        data = [work.data] + [str(work.out / "calibration")] * recipe.calibrated
+        makers += [partial(_fields, one, recipe.field_model, recipe.sensors) for one in data]
     return [Task("inputs", make, MAPS) for make in makers]
 
 
@@ -329,17 +332,14 @@ def _made(task: Task) -> tuple[str, float]:
 class _Clock:
     """Prints what is done and how long the rest will take."""
 
-    def __init__(self, costs: Sequence[float], now: Callable[[], float] = time.monotonic) -> None:
-        self._left, self._count, self._total = sum(costs), 0, len(costs)
-        self._now, self._started, self._spent = now, now(), 0.0
+    def __init__(self, costs: Sequence[float]) -> None:
+        self._count, self._total, self._spent, self._cost = 0, len(costs), 0.0, sum(costs)
+        self._started = time.monotonic()
 
     def tick(self, what: str, cost: float) -> None:
-        self._count, self._left, self._spent = (
-            self._count + 1,
-            self._left - cost,
-            self._spent + cost,
-        )
-        gone = self._now() - self._started
-        left = gone / self._spent * self._left
+        self._count += 1
+        self._spent += cost
+        gone = time.monotonic() - self._started
+        left = gone * (self._cost / self._spent - 1)
         done = f"[{self._count}/{self._total}] {what}"
         print(f"{done}; {gone:.0f} s, about {left:.0f} s left", flush=True)

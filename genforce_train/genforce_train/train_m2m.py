@@ -28,6 +28,8 @@ from genforce_train.training import Run, RunSettings, start, train_mode
 from genforce_train.translate import know_sensor, load_m2m, translate
 from genforce_train.translations import TranslationScores, score_translations
 
+CHECKED = 40  # moments a pair of sensors that tell during training which checkpoint is best
+
 
 class M2mSettings(RunSettings):
     """Settings of `genforce train m2m`."""
@@ -111,7 +113,7 @@ def train(settings: M2mSettings, quiet: bool = False) -> dict[str, Any]:
             made = run.rival_model(translated.detach())
             run.descend(hinge(run.rival_model(target), made), rival=True)
         if run.due:
-            scores = run.once(partial(evaluate, net, pairs, known))["mean"]
+            scores = run.once(partial(evaluate, net, pairs, known, CHECKED))["mean"]
             run.keep(scores["rms_px"], scores)
 
     # --- scores
@@ -137,12 +139,14 @@ def pairs_of(settings: M2mSettings) -> Pairs:
     )
 
 
-def evaluate(net: Translator, pairs: Pairs, use: str) -> dict[str, Any]:
+def evaluate(net: Translator, pairs: Pairs, use: str, at_most: int | None = None) -> dict[str, Any]:
     """Scores of every ordered pair of sensors, and their mean. `use`: "all", or one of
-    `Pairs.uses`. Raises `DataError` where there are none."""
+    `Pairs.uses`; of about `at_most` moments a pair, spread evenly. Raises `DataError` where there
+    are none."""
     scores: dict[str, Any] = {}
     for source, target in permutations(range(len(pairs.sensors)), 2):
         moments = pairs.of(source, target, use)
+        moments = moments[:: max(1, len(moments) // at_most) if at_most else 1]
         if len(moments):
             name = f"{pairs.sensors[source]}-{pairs.sensors[target]}"
             scores[name] = evaluate_pair(net, pairs, source, target, moments).as_dict()
