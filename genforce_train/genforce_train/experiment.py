@@ -73,7 +73,7 @@ EXPERIMENTS = {
     ),
     "heterogeneous": Experiment(
         ("gelsight", "tactip", "uskin"),
-        (("gelsight", "tactip"), ("tactip", "uskin"), ("uskin", "gelsight")),
+        tuple(permutations(("gelsight", "tactip", "uskin"), 2)),
         other_gels=True,
         other_shapes=True,
     ),
@@ -97,6 +97,7 @@ class Recipe:
     encoder: str = SHIPPED_ENCODER  # through which road compact sees references
     painter_steps: int = 4  # of road compact for one of m2m, which begins from a trained network
     data: str = ""  # a layout with all the sensors; empty: virtual collections are made
+    methods: tuple[str, ...] = ()  # names of those to compare with the oracle; empty: all
 
     @property
     def sensors(self) -> tuple[str, ...]:
@@ -123,7 +124,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", default="", help="layout with all the sensors; made where not given")
     add("--sensors", nargs="+", default=[], help="these instead of all the experiment's")
     add("--field", default=SHIPPED_FIELD, help=f"field model (default: {SHIPPED_FIELD})")
-    add("--roads", nargs="+", choices=ROADS, default=list(ROADS), help="default: all")
+    add("--roads", nargs="+", choices=ROADS, default=["field", "m2m"], help="default: field m2m")
+    add("--methods", nargs="+", default=[], metavar="NAME", help="rows of the table; all without")
     add("--contacts", type=int, help="an indenter, of the data (16)")
     add("--shots", type=int, nargs="*", help="paired contacts an indenter to adapt from")
     add("--steps", type=int, help="of each force model")
@@ -175,6 +177,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         m2m_steps=max(1, steps // 2),
         seed=args.seed,
         data=args.data,
+        methods=tuple(args.methods),
     )
 
 
@@ -182,13 +185,15 @@ def carry_out(recipe: Recipe, out: Path, workers: int = -1) -> list[dict[str, An
     """Make what is missing under `out`, in so many processes (-1: one a core); returns one result
     a pair, method and set of indenters.
 
-    Raises `DataError` for data without one of the sensors, its pairs or its unseen indenters.
+    Raises `ConfigError` for methods that it has not, `DataError` for data without one of the
+    sensors, its pairs or its unseen indenters.
     """
     from genforce_train.experiment_labels import judge_labels
     from genforce_train.experiment_work import Work, carry_out_all
     from genforce_train.train_encoder import load_encoder
     from genforce_train.train_field import load_field
 
+    compared = methods(recipe)
     _pin(recipe, out)
     data = recipe.data or str(_collect(recipe, out))
     cache = open_layout(data)
@@ -203,7 +208,7 @@ def carry_out(recipe: Recipe, out: Path, workers: int = -1) -> list[dict[str, An
             ways = out / "material", out / "calibration"
             write_json(out / LABELS, judge_labels(data, recipe.pairs, *ways))
     work = Work(recipe, data, out, curves)
-    jobs = [(pair, method) for pair in recipe.pairs for method in methods(recipe)]
+    jobs = [(pair, method) for pair in recipe.pairs for method in compared]
     results = carry_out_all(work, jobs, workers)
     write_json(out / "results.json", results)
     return results
@@ -228,7 +233,7 @@ class Method:
 
 
 def methods(recipe: Recipe) -> list[Method]:
-    """The methods that are compared, in the order of the table."""
+    """The methods that are compared, in the order of the table. Raises `ConfigError`."""
     found = [Method("source-only", "markers")]
     corrected = ", compensated" * recipe.compensated
     if "field" in recipe.roads:
@@ -254,7 +259,11 @@ def methods(recipe: Recipe) -> list[Method]:
         steps = recipe.steps + recipe.adapt_steps
         longer = [replace(method, steps=steps) for method in found if method.oracle]
         found += [replace(method, name=f"{method.name}, {steps} steps") for method in longer]
-    return found
+    names = [method.name for method in found]
+    if unknown := [name for name in recipe.methods if name not in names]:
+        raise ConfigError(f"--methods '{unknown[0]}': not one of {', '.join(map(repr, names))}")
+    chosen = {*(recipe.methods or names), "oracle"}  # all are compared with the oracle
+    return [method for method in found if method.name in chosen]
 
 
 # --- data ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from genforce_collect.errors import DataError
+from genforce_collect.errors import ConfigError, DataError
 from genforce_collect.layout import Layout
 from genforce_train.borrow import borrowed_wrench, partners
 from genforce_train.cache import open_layout
@@ -169,6 +169,10 @@ def test_other_gels_are_compared_by_each_way_to_their_labels_and_as_much_trainin
         "field, slides",
     ]
     assert names[-2:] == ["oracle, 3 steps", "oracle on the field, 3 steps"]
+    some = replace(gels, methods=("field, 10 pairs, calibrated",))
+    assert [method.name for method in methods(some)] == ["field, 10 pairs, calibrated", "oracle"]
+    with pytest.raises(ConfigError, match="'field, 3 pairs': not one of 'source-only', 'field, 0"):
+        methods(replace(gels, methods=("field, 3 pairs",)))
     results = [{**finished[1][0], "indenters": "unseen", "method": name} for name in names]
     assert b"PNG" in curves(results).data[:8]
 
