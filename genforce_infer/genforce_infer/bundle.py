@@ -58,6 +58,8 @@ class InputSpec(Section):
     preprocessing: Literal["area_average"] = "area_average"
     # Scale of this image; None: the whole frame is averaged, whatever it shows.
     px_per_mm: Positive | None = None
+    # Whether frames are brought to where the sensor as drawn would show them, by the reference.
+    upright: bool = False
 
 
 class StateSpec(Section):

@@ -17,6 +17,7 @@ from genforce_collect.markers.frontend import Frontend
 from genforce_collect.markers.packing import unpack_mask
 from genforce_collect.markers.quality import Flag, explain
 from genforce_collect.markers.reference import UNFIT, most_typical
+from genforce_collect.markers.registration import AS_DRAWN, register
 from genforce_collect.markers.segmentation import MarkerFrame
 from genforce_collect.markers.taxels import render_taxels
 from genforce_infer.bundle import Manifest
@@ -86,6 +87,8 @@ class Engine:
             if manifest.out_of_distribution and model.bundle.statistics
             else None
         )
+        upright = manifest.input.upright
+        self._mounting = register(reference, sensor) if upright else AS_DRAWN
         self.reference = reference
         self.frame = 0  # number of the newest frame it has seen
         self.stream = model.stream()
@@ -118,7 +121,7 @@ class Engine:
     def _write(self, channel: str, mask: np.ndarray) -> None:
         if channel not in self._channels:
             return
-        spec = self.manifest.input
+        spec, mask = self.manifest.input, self._mounting.upright(mask)
         self.stream.image[0, self._channels.index(channel)] = network_mask(
             mask, (spec.height, spec.width), self._sensor.px_per_mm, spec.px_per_mm
         )

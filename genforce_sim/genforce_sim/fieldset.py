@@ -1,9 +1,7 @@
 """The field suite: contacts on random sensors with the gel's true displacement.
 
 Every contact is on a sensor of its own: layout, gel, geometry and imperfections are drawn anew, so
-that a network trained on it learns the gel and not a layout. Or the markers are those of references
-that are given, and the rest is drawn: for a network that shall know these sensors better, of which
-nothing else needs to be known. On disk it is shards of plain arrays:
+that a network trained on it learns the gel and not a layout. On disk it is shards of plain arrays:
 
     <root>/fields/<NNNNN>/masks.npy          (n, 38400) uint8, numpy.packbits of the marker images
     <root>/fields/<NNNNN>/displacement.npy   (n, 3, 30, 40) int16, um, x y z of the sensor frame
@@ -29,16 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from genforce_collect.config import SensorConfig
-from genforce_collect.errors import DataError
 from genforce_collect.markers.packing import pack_mask
 from genforce_sim.indenters import INDENTERS
-from genforce_sim.optics import WIDTH_PX, Imperfections
+from genforce_sim.optics import Imperfections
 from genforce_sim.sensor import FIELD_COLUMNS, FIELD_ROWS, MaskFlaws, SimulatedSensor
 
 Array = NDArray[Any]
@@ -50,44 +46,6 @@ _STEP_S = 0.03
 
 
 @dataclass(frozen=True)
-class KnownLayout:
-    """The markers of one sensor, as its image without contact shows them."""
-
-    kind: str  # dots or pins
-    px_per_mm: float
-    picture: Path  # (480, 640), white markers on black
-    diameter_mm: float
-
-    @classmethod
-    def of(cls, sensor: SensorConfig, mask: NDArray[np.bool_], picture: Path) -> KnownLayout:
-        """Of a reference (480, 640), which is kept as `picture`. Raises `DataError`."""
-        if sensor.kind == "taxels":
-            raise DataError(f"sensor {sensor.name}: taxels have no markers whose places vary")
-        grey = mask.astype(np.uint8) * 255
-        _, _, stats, _ = cv2.connectedComponentsWithStats(grey)
-        if len(stats) < 2:
-            raise DataError(f"sensor {sensor.name}: its reference shows no marker")
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(picture), grey)
-        area = float(np.median(stats[1:, cv2.CC_STAT_AREA]))
-        diameter = 2 * math.sqrt(area / math.pi) / sensor.px_per_mm
-        return cls(sensor.kind, sensor.px_per_mm, picture.resolve(), diameter)
-
-    def on(self, sensor: SensorConfig) -> SensorConfig:
-        """A sensor with these markers instead of its own."""
-        layout = {
-            "pattern": "image",
-            "image": str(self.picture),
-            "image_width_mm": WIDTH_PX / self.px_per_mm,
-            "diameter_mm": self.diameter_mm,
-        }
-        values = sensor.model_dump(mode="json")
-        return SensorConfig.model_validate(
-            values | {"px_per_mm": self.px_per_mm, "layout": values["layout"] | layout}
-        )
-
-
-@dataclass(frozen=True)
 class FieldSuite:
     """What to draw from; the seed and the number of a contact say all about it."""
 
@@ -96,7 +54,6 @@ class FieldSuite:
     kinds: tuple[str, ...] = ("dots",)  # of dots, pins, taxels
     frames: int = FRAMES_PER_CONTACT
     indenters: tuple[str, ...] = tuple(INDENTERS)
-    layouts: tuple[KnownLayout, ...] = ()  # one of these each, instead of random ones
 
     @property
     def shards(self) -> int:
@@ -140,13 +97,9 @@ def write_shard(root: Path, suite: FieldSuite, shard: int) -> int:
 def make_contact(suite: FieldSuite, number: int) -> dict[str, Any]:
     """One contact of the suite: frames picked along press, shear, twist and release."""
     rng = np.random.default_rng([suite.seed, number])
-    known = suite.layouts[number % len(suite.layouts)] if suite.layouts else None
-    sensor = draw_sensor(rng, known.kind if known else str(rng.choice(suite.kinds)))
+    sensor = draw_sensor(rng, str(rng.choice(suite.kinds)))
     indenter = str(rng.choice(suite.indenters))
     imperfections = Imperfections.draw(rng)
-    if known:  # the reference shows where its markers and its camera sit
-        sensor = known.on(sensor)
-        imperfections = Imperfections(size_spread=imperfections.size_spread)
     simulated = SimulatedSensor(
         sensor, indenter, seed=int(rng.integers(2**31)), imperfections=imperfections
     )

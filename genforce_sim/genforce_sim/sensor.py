@@ -15,11 +15,11 @@ from scipy.spatial.transform import Rotation
 
 from genforce_collect.config import SensorConfig
 from genforce_collect.errors import ConfigError, DataError
+from genforce_collect.markers.layouts import marker_positions
 from genforce_collect.markers.taxels import render_taxels
 from genforce_sim.compliance import Grid
 from genforce_sim.elastomer import Elastomer, RigidMotion
 from genforce_sim.indenters import Indenter, load_indenter
-from genforce_sim.layouts import marker_positions
 from genforce_sim.optics import (
     CENTRE_PX,
     HEIGHT_PX,

@@ -2,7 +2,6 @@
 
 genforce synth --sensors array_1 circle_1 --indenters sphere cone     virtual collections
 genforce synth --suite field --contacts 8000                          random sensors, true fields
-genforce synth --suite field --like DATA --sensors circle_1           the markers of this sensor
 genforce synth --suite pretrain                                       the 12-pattern sim/ grid
 
 Collections are written in the training layout (img, force, depth), the pretraining grid as
@@ -24,10 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from genforce_collect.config import load_sensor
 from genforce_collect.errors import ConfigError, DataError, DeviceError
-from genforce_collect.layout import Layout, unpack
 from genforce_collect.trajectory import load_plan
 from genforce_sim.collection import CollectionSpec, collection_tasks
-from genforce_sim.fieldset import FieldSuite, KnownLayout, write_shard
+from genforce_sim.fieldset import FieldSuite, write_shard
 from genforce_sim.indenters import INDENTERS, load_indenter
 from genforce_sim.pretrain import pretrain_tasks
 
@@ -49,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--perfect", action="store_true", help="collections: sensors as drawn, without noise")
     add("--instance", type=int, help="of collections: that of the virtual cell's seed (0)")
     add("--kinds", nargs="+", choices=KINDS, default=["dots"], help="of field")
-    add("--like", type=Path, metavar="DATA", help="field: the markers of --sensors of a data set")
     add("--frames", type=int, default=10, help="a contact of field (2 to 12)")
     add("--seed", type=int, default=0)
     add("--jobs", type=int, default=-1, help="processes (default: one a core)")
@@ -80,8 +77,7 @@ def _tasks(args: argparse.Namespace, out: Path) -> Iterator[tuple[Any, ...]]:
         if not 2 <= args.frames <= 12:
             raise ConfigError(f"--frames {args.frames}: must be 2 to 12")
         contacts = args.contacts or (64 if args.quick else 2000)
-        layouts = _layouts(args, out) if args.like else ()
-        suite = FieldSuite(contacts, args.seed, tuple(args.kinds), args.frames, indenters, layouts)
+        suite = FieldSuite(contacts, args.seed, tuple(args.kinds), args.frames, indenters)
         yield from ((write_shard, (out, suite, shard)) for shard in range(suite.shards))
     else:
         for name in args.sensors or ["array_1"]:
@@ -100,19 +96,6 @@ def _tasks(args: argparse.Namespace, out: Path) -> Iterator[tuple[Any, ...]]:
             yield from collection_tasks(out, spec, indenters)
 
 
-def _layouts(args: argparse.Namespace, out: Path) -> tuple[KnownLayout, ...]:
-    """The markers of a data set's sensors, as their references show them."""
-    data = Layout(args.like)
-    return tuple(
-        KnownLayout.of(
-            load_sensor(name),
-            unpack(data.read_reference(name)).astype(bool),
-            out / "references" / f"{name}.png",
-        )
-        for name in args.sensors or data.sensors()
-    )
-
-
 # What changes nothing in the data, so that a run may go on with another value of it.
 _FREE = {"out", "jobs", "scheduler"}
 
@@ -120,10 +103,9 @@ _FREE = {"out", "jobs", "scheduler"}
 def _pin_recipe(args: argparse.Namespace, out: Path) -> None:
     """Keep the settings with the data; refuse to mix two kinds of data in one folder."""
     recipe = {k: v for k, v in sorted(vars(args).items()) if k not in _FREE}
-    for name in ("instance", "like"):  # data that was made before there was this choice goes on
-        if recipe[name] is None:
-            del recipe[name]
-    text = json.dumps({"genforce synth": recipe}, indent=1, default=str) + "\n"
+    if recipe["instance"] is None:  # data that was made before there was this choice goes on
+        del recipe["instance"]
+    text = json.dumps({"genforce synth": recipe}, indent=1) + "\n"
     path = out / "recipe.json"
     if not path.is_file():
         out.mkdir(parents=True, exist_ok=True)

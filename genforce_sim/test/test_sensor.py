@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from genforce_collect.config import SensorConfig, load_sensor
 from genforce_collect.errors import ConfigError, DataError
-from genforce_sim.layouts import marker_positions, pattern_markers
+from genforce_collect.markers.layouts import marker_positions, pattern_markers
 from genforce_sim.sensor import ContactState, SimulatedSensor
 
 SENSORS = [

@@ -35,8 +35,8 @@ from genforce_train.cache import Cache, Split
 from genforce_train.checkpoint import load_checkpoint
 from genforce_train.models.field import PX_PER_MM, FieldNet
 from genforce_train.models.force import MODELS, ChangeMaps, FieldForceNet, PaperForceNet
-from genforce_train.sequences import FrameSource, MarkerSource, marker_images
-from genforce_train.train_field import load_field
+from genforce_train.sequences import FrameSource, MarkerSource, marker_images, upright
+from genforce_train.train_field import load_field, mounting_of
 from genforce_train.train_force import ForceSettings, predict, source_of, split_of
 
 OPSET = 17
@@ -181,7 +181,8 @@ def _write_graphs(
         export_graph(load_field(settings.field_model), (example,), ("image",), ("field",), field)
         step, example = ForceStep(nn.Identity(), net), torch.zeros(1, 3, *net.size)
         export_graph(step, (example, state), ("field", "h"), outputs, force)
-        spec = InputSpec(height=height, width=width, px_per_mm=PX_PER_MM * width / WIDTH)
+        px_per_mm = PX_PER_MM * width / WIDTH
+        spec = InputSpec(height=height, width=width, px_per_mm=px_per_mm, upright=True)
         return {"field.onnx": field, "force.onnx": force}, spec
     export_graph(ForceStep(ChangeMaps(), net), (example, state), inputs, outputs, force)
     return {"force.onnx": force}, InputSpec(height=height, width=width)
@@ -192,8 +193,11 @@ def _images(kind: Any, cache: Cache, contact: int) -> Tensor:
     rows = cache.rows(contact)
     if kind.channels == PaperForceNet.channels:
         return MarkerSource(cache, kind.size).images(np.r_[rows], np.empty(0))
-    masks = np.array(cache.bits[rows])
-    reference = cache.reference(cache.keys[contact].sensor)
+    masks, sensor = np.array(cache.bits[rows]), cache.keys[contact].sensor
+    reference = cache.reference(sensor)
+    if kind.channels == FieldForceNet.channels:
+        mounting = mounting_of(cache, sensor)
+        masks, reference = upright(masks, mounting), upright(reference[None], mounting)[0]
     return marker_images(masks, np.tile(reference, (len(masks), 1)))
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from genforce_collect.errors import DataError
 from genforce_collect.layout import UNKNOWN_PHASE, Contact, ContactKey, Layout, read_mask, unpack
+from genforce_collect.markers.registration import marker_centres
 from genforce_collect.markers.tracking import match
 from genforce_train.build import open_data
 from genforce_train.cache import Cache, Sensors, cached, split_contacts
 from genforce_train.sequences import area_images
-from genforce_train.translations import marker_centres
 
 PAIRED_PHASES = 3
 

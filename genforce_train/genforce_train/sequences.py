@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from genforce_collect.errors import DataError
-from genforce_collect.layout import unpack
+from genforce_collect.layout import pack, unpack
+from genforce_collect.markers.registration import Registration
 from genforce_infer.preprocess import area_average
 from genforce_train.cache import Cache, block_counts
 
@@ -70,25 +71,55 @@ class MapSource:
         return images
 
 
-def maps_of(cache: Cache, front: nn.Module, shape: tuple[int, ...], name: str) -> np.ndarray:
+def maps_of(
+    cache: Cache,
+    front: nn.Module,
+    shape: tuple[int, ...],
+    name: str,
+    mountings: Sequence[Registration] | None = None,
+) -> np.ndarray:
     """Maps (frames + rest frames, *shape) float16 that `front` makes of every marker image and its
-    reference, memory-mapped; computed once a cache and `name`."""
+    reference, memory-mapped; computed once a cache and `name`. `mountings` of the cache's sensors:
+    of images as the sensors as drawn would show them."""
     path = cache.folder / f"{name}.npy"
     if not path.is_file():
         sensors = cache.sensor_numbers()
-        references = area_images(np.stack([cache.reference(sensor) for sensor in cache.sensors]))
+        bits = np.stack([cache.reference(sensor) for sensor in cache.sensors])
+        if mountings:
+            bits = np.concatenate(
+                [upright(one[None], how) for one, how in zip(bits, mountings, strict=True)]
+            )
+        references = area_images(bits)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         maps = np.lib.format.open_memmap(partial, "w+", np.float16, (len(sensors), *shape))
         with torch.inference_mode():
             for start in range(0, len(sensors), 64):
                 rows = np.arange(start, min(start + 64, len(sensors)))
-                images = torch.from_numpy(cache.images(rows))
+                if mountings:
+                    images = _upright_images(cache, rows, sensors[rows], mountings)
+                else:
+                    images = torch.from_numpy(cache.images(rows))
                 seen = torch.stack([images, references[sensors[rows]]], 1)
                 maps[rows] = front(seen).numpy()
         maps.flush()
         del maps
         partial.replace(path)
     return cache.array(name)
+
+
+def _upright_images(
+    cache: Cache, rows: np.ndarray, sensors: np.ndarray, mountings: Sequence[Registration]
+) -> Tensor:
+    bits = take(cache.bits, cache.array("rest_bits"), rows)
+    for sensor in np.unique(sensors):
+        own = sensors == sensor
+        bits[own] = upright(bits[own], mountings[sensor])
+    return area_images(bits)
+
+
+def upright(bits: np.ndarray, mounting: Registration) -> np.ndarray:
+    """Packed marker images (n, 38400) as their sensor as drawn would show them."""
+    return np.stack([pack(mounting.upright(mask)) for mask in unpack(bits)])
 
 
 def marker_images(masks: np.ndarray, references: np.ndarray) -> Tensor:

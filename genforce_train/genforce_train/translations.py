@@ -11,15 +11,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from genforce_collect.layout import HEIGHT, WIDTH, unpack
+from genforce_collect.layout import unpack
+from genforce_collect.markers.registration import marker_centres
 from genforce_collect.markers.tracking import match
 from genforce_train.cache import block_counts
 
-MIN_AREA_PX = 20  # components below are specks
 FEATURE_CELLS = (15, 20)
 
 
@@ -83,16 +82,6 @@ def marker_errors(translated: np.ndarray, true: np.ndarray) -> NDArray[np.float3
     (markers, 2) px, NaN where it is not found."""
     places, found = (marker_centres(unpack(bits)) for bits in (true, translated))
     return match(places, found).displacement
-
-
-def marker_centres(mask: np.ndarray) -> NDArray[np.float32]:
-    """Centroids (n, 2) px of the markers of a mask (480, 640) that lie wholly in it."""
-    _, _, stats, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    left, top, width, height, area = stats.T
-    inside = (left > 0) & (top > 0) & (left + width < WIDTH) & (top + height < HEIGHT)
-    inside &= area >= MIN_AREA_PX
-    inside[0] = False  # the background
-    return centres[inside].astype(np.float32)
 
 
 def change_features(bits: np.ndarray, reference: np.ndarray) -> NDArray[np.float64]:

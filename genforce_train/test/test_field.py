@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from genforce_collect.config import load_sensor
 from genforce_collect.errors import ConfigError, DataError
-from genforce_collect.layout import Layout
+from genforce_collect.layout import Layout, pack
+from genforce_collect.markers.registration import register
 from genforce_infer.bundle import read_bundle
 from genforce_infer.parity import Parity
+from genforce_infer.pipeline import Engine
 from genforce_infer.runtime import Model
 from genforce_sim.fieldset import FieldSuite, write_shard
+from genforce_sim.optics import Imperfections
+from genforce_sim.sensor import SimulatedSensor
 from genforce_train.cache import open_layout
 from genforce_train.export import export_force
 from genforce_train.models.field import FieldNet, FlowMaps
 from genforce_train.models.force import ChangeMaps
-from genforce_train.train_field import FieldSettings, FieldShards, load_field
+from genforce_train.sequences import marker_images
+from genforce_train.train_field import FieldSettings, FieldShards, fields_of, load_field
 from genforce_train.train_field import train as train_field
 from genforce_train.train_force import ForceSettings
 from genforce_train.train_force import train as train_force
@@ -73,6 +81,47 @@ def test_force_on_the_field_exports_as_two_stages(field, toy_contact, tmp_path):
     stream = Model(read_bundle(tmp_path / "bundle"), provider="cpu").stream()
     assert np.isfinite(stream.step()["force"]).all()
     assert open_layout(layout.root).array("rest_bits").shape[0] == 8
+
+
+def test_training_and_serving_see_a_sensor_as_it_is_drawn(field, toy_contact, tmp_path):
+    folder, _ = field
+    sensor = load_sensor("array_1")
+    mounted = Imperfections(turn_deg=1.5, scale=1.02, shift_px=(1.5, -1.0))
+    gel = SimulatedSensor(sensor, "sphere", 0, mounted)
+    still = gel.reference.mask
+    down = [0, 0, -0.8e-3, np.pi, 0, 0]
+    pressed = gel.mask(gel.step(np.array(down), 0.1))
+    layout = Layout(tmp_path / "data")
+    for number in range(2):
+        contact = toy_contact(number, "array_1", frames=8)
+        layout.write(replace(contact, bits=pack(pressed)[None].repeat(8, 0)))
+    layout.write_reference("array_1", pack(still))
+    layout.write_rest("array_1", pack(still)[None].repeat(8, 0), np.zeros((8, 6)))
+    settings = ForceSettings(
+        data=str(layout.root),
+        out=str(tmp_path / "out"),
+        input="field",
+        field_model=str(folder / "out/best.safetensors"),
+        steps=1,
+        frames=16,
+        windows=(8,),
+        threads=1,
+    )
+    train_force(settings, quiet=True)
+
+    how = register(still.astype(np.uint8), sensor)
+    assert how.scale == pytest.approx(1.02, abs=2e-3)
+    bits = [pack(how.upright(mask.astype(np.uint8)))[None] for mask in (pressed, still)]
+    seen = marker_images(*bits)
+    with torch.inference_mode():
+        expected = load_field(settings.field_model)(seen)[0].numpy()
+    trained_on = fields_of(settings.field_model, open_layout(layout.root), ["array_1"])
+    np.testing.assert_allclose(trained_on[0], expected, atol=1e-3)
+
+    bundle = export_force(tmp_path / "out/best.safetensors", tmp_path / "bundle")
+    engine = Engine(Model(bundle, provider="cpu"), sensor, still.astype(np.uint8))
+    engine.infer(pressed.astype(np.uint8))
+    np.testing.assert_allclose(engine.stream.image, seen.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("front", [ChangeMaps(), FlowMaps()])
