@@ -7,6 +7,7 @@ image (n, 1, h, w). One model serves all pairs; the target is chosen by its refe
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genforce_collect.layout import HEIGHT, WIDTH
+from genforce_collect.markers.registration import AS_DRAWN, Registration
 from genforce_train.models.encoder import MarkerEncoder, freeze, layer
 from genforce_train.models.field import PX_PER_MM, FieldNet, Misses
 
@@ -38,8 +40,15 @@ class Translator(nn.Module):
             small, size=(HEIGHT, WIDTH), mode="bilinear", align_corners=False
         )
 
-    def know(self, reference: Tensor, px_per_mm: float, camera_distance_mm: float) -> None:
-        """Take note of a sensor: its reference (h, w) and what its file says."""
+    def know(
+        self,
+        reference: Tensor,
+        px_per_mm: float,
+        camera_distance_mm: float,
+        mounting: Registration = AS_DRAWN,
+    ) -> None:
+        """Take note of a sensor: its reference (h, w), what its file says, and how the one lies to
+        the other."""
 
     def bind(self, source_reference: Tensor, target_reference: Tensor) -> None:
         """Serve this one pair from now on, whatever the references given look like: what depends
@@ -58,9 +67,10 @@ class Placements(nn.Module):
     """How each known sensor shows its gel, found again by its reference image.
 
     A sensor's row says how a point of the gel (x right, y down, mm) comes to stand in the image:
-    `centre + px_per_mm * (turn @ point) + shift`, how far its camera is, and how much its gel
-    yields against the others' at the same contact. Rows begin at what the sensor file says and
-    are learned from pairs. A reference that is none of the known stands for a sensor as drawn.
+    `centre + px_per_mm * (turn @ point) * (1 + radial r²) + shift` with r in half diagonals, how
+    far its camera is, and how much its gel yields against the others' at the same contact. Rows
+    begin at what the sensor file and the reference's registration with it say, and are learned
+    from pairs. A reference that is none of the known stands for a sensor as drawn.
     """
 
     key_size = (30, 40)
@@ -71,29 +81,39 @@ class Placements(nn.Module):
         self.keys: Tensor
         self.drawn: Tensor
         self.register_buffer("keys", torch.zeros(sensors, self.key_size[0] * self.key_size[1]))
-        self.register_buffer("drawn", torch.zeros(sensors, 2))  # px per mm, camera distance in mm
+        # px per mm, camera distance in mm, radial
+        self.register_buffer("drawn", torch.zeros(sensors, 3))
         # turn - 1 (4), shift (2) as part of the half width, log of lateral and normal yield
         self.learned = nn.Parameter(torch.zeros(sensors, 8))
 
     def forward(self, references: Tensor) -> Tensor:
-        """References (n, 1, h, w) -> (n, 10): px per mm, camera distance in mm, learned."""
+        """References (n, 1, h, w) -> (n, 11): px per mm, camera distance in mm, radial, learned."""
         distance = (self._keys(references)[:, None] - self.keys).square().mean(2)
         stranger = distance.new_full((len(distance), 1), self.nearness)
         weights = (torch.cat([distance, stranger], 1) * (-40 / self.nearness)).softmax(1)
         known = torch.cat([self.drawn, self.learned], 1)
-        as_drawn = known.new_tensor([[PX_PER_MM, CAMERA_DISTANCE_MM, *[0.0] * 8]])
+        as_drawn = known.new_tensor([[PX_PER_MM, CAMERA_DISTANCE_MM, *[0.0] * 9]])
         return weights @ torch.cat([known, as_drawn])
 
     @torch.no_grad()
-    def know(self, reference: Tensor, px_per_mm: float, camera_distance_mm: float) -> None:
+    def know(
+        self,
+        reference: Tensor,
+        px_per_mm: float,
+        camera_distance_mm: float,
+        mounting: Registration = AS_DRAWN,
+    ) -> None:
         """Take note of a sensor by its reference (h, w), unless it is known."""
         key = self._keys(reference[None, None])
         if len(self.keys) and (self.keys - key).square().mean(1).min() < self.nearness:
             return
         self.keys = torch.cat([self.keys, key])
-        drawn = self.drawn.new_tensor([[px_per_mm, camera_distance_mm]])
+        drawn = self.drawn.new_tensor([[px_per_mm, camera_distance_mm, mounting.radial]])
         self.drawn = torch.cat([self.drawn, drawn])
-        self.learned = nn.Parameter(torch.cat([self.learned, self.learned.new_zeros(1, 8)]))
+        cos, sin = (mounting.scale * part(mounting.turn_rad) for part in (math.cos, math.sin))
+        shift = (part / (WIDTH / 2) for part in mounting.shift_px)
+        begin = self.learned.new_tensor([[cos - 1, -sin, sin, cos - 1, *shift, 0.0, 0.0]])
+        self.learned = nn.Parameter(torch.cat([self.learned, begin]))
 
     def _keys(self, references: Tensor) -> Tensor:
         return functional.adaptive_avg_pool2d(references, self.key_size).flatten(1)
@@ -139,9 +159,15 @@ class FieldTranslator(Translator):
         small = functional.avg_pool2d(target_reference, HEIGHT // self.size[0])
         return carry(target_reference, self.origins(source, small))
 
-    def know(self, reference: Tensor, px_per_mm: float, camera_distance_mm: float) -> None:
+    def know(
+        self,
+        reference: Tensor,
+        px_per_mm: float,
+        camera_distance_mm: float,
+        mounting: Registration = AS_DRAWN,
+    ) -> None:
         """See `Translator`."""
-        self.placements.know(reference, px_per_mm, camera_distance_mm)
+        self.placements.know(reference, px_per_mm, camera_distance_mm, mounting)
 
     def bind(self, source_reference: Tensor, target_reference: Tensor) -> None:
         """See `Translator`."""
@@ -190,8 +216,10 @@ class FieldTranslator(Translator):
     def _origins(self, field: Tensor, given: Tensor, wanted: Tensor, grids: int) -> Tensor:
         """`origins` of a displacement that `given` shows, as `wanted` does; on so many grids."""
         # What shows as so many px, in mm of the source's gel; then in mm of the target's.
-        yields = PX_PER_MM / given[:, :1] * (wanted[:, 8:] - given[:, 8:]).exp()
-        field = field * torch.stack([yields[:, 0], -yields[:, 0], yields[:, 1]], 1)[..., None, None]
+        yields = PX_PER_MM / given[:, :1] * (wanted[:, 9:] - given[:, 9:]).exp()
+        x, y = _turned_back(field[:, :1], -field[:, 1:2], given)
+        field = torch.cat([x, y, field[:, 2:]], 1)
+        field = field * torch.stack([yields[:, 0], yields[:, 0], yields[:, 1]], 1)[..., None, None]
         distance = wanted[:, 1, None, None, None]
         aspect = field.new_tensor([1.0, WIDTH / HEIGHT])[:, None, None]
         moved = torch.zeros_like(field[:, :2])
@@ -294,18 +322,32 @@ def _to_image(gel_mm: Tensor, placement: Tensor) -> Tensor:
     """Gel points (n, 2, rows, columns) mm -> image, as part of the half width."""
     scale, (a, b, c, d), shift = _parts(placement)
     x, y = gel_mm[:, :1], gel_mm[:, 1:]
-    return torch.cat([(1 + a) * x + b * y, c * x + (1 + d) * y], 1) * scale + shift
+    straight = torch.cat([(1 + a) * x + b * y, c * x + (1 + d) * y], 1) * scale
+    return straight * _lens(straight, placement) + shift
 
 
 def _to_gel(points: Tensor, placement: Tensor) -> Tensor:
-    """The inverse of `_to_image`."""
-    scale, (a, b, c, d), shift = _parts(placement)
-    offset = (points - shift) / scale
-    x, y = offset[:, :1], offset[:, 1:]
+    """The inverse of `_to_image`, to the first order of the lens."""
+    scale, _, shift = _parts(placement)
+    offset = points - shift
+    offset = offset / _lens(offset, placement) / scale
+    return torch.cat(_turned_back(offset[:, :1], offset[:, 1:], placement), 1)
+
+
+def _turned_back(x: Tensor, y: Tensor, placement: Tensor) -> tuple[Tensor, Tensor]:
+    """What stands in the image as (x, y), in the axes of the gel."""
+    a, b, c, d = _parts(placement)[1]
     determinant = (1 + a) * (1 + d) - b * c
-    return torch.cat([(1 + d) * x - b * y, (1 + a) * y - c * x], 1) / determinant
+    return ((1 + d) * x - b * y) / determinant, ((1 + a) * y - c * x) / determinant
+
+
+def _lens(offset: Tensor, placement: Tensor) -> Tensor:
+    """By how much the lens enlarges an offset from the image's centre, in half widths."""
+    half_diagonal = math.hypot(1, HEIGHT / WIDTH)
+    square = offset.square().sum(1, keepdim=True) / half_diagonal**2
+    return 1 + placement[:, 2, None, None, None] * square
 
 
 def _parts(placement: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    scale, *turn = (placement[:, i, None, None, None] for i in (0, 2, 3, 4, 5))
-    return scale / (WIDTH / 2), tuple(turn), placement[:, 6:8, None, None]
+    scale, *turn = (placement[:, i, None, None, None] for i in (0, 3, 4, 5, 6))
+    return scale / (WIDTH / 2), tuple(turn), placement[:, 7:9, None, None]
