@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -314,7 +315,12 @@ def _make(rounds: Iterable[list[Task]], workers: int) -> None:
     """Make all tasks of a round, then those of the next, so many at a time, the longest first."""
     rounds = [sorted(tasks, key=lambda task: -task.cost) for tasks in rounds]
     clock = _Clock([task.cost for tasks in rounds for task in tasks])
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+    with (
+        joblib.parallel_config(backend="loky", inner_max_num_threads=1),
+        warnings.catch_warnings(),
+    ):
+        # A worker that has grown, by mapped files too, is replaced between two tasks.
+        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
         for tasks in filter(None, rounds):
             parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
             for name, cost in parallel(joblib.delayed(_made)(task) for task in tasks):
