@@ -37,7 +37,7 @@ BASELINES = {"ridge": 3, "ridge, image plane": 2}  # axes of the displacement th
 RIDGES = 10.0 ** np.arange(-4, 4)  # relative to the mean variance of the inputs
 FOLDS = 5
 MODELS = {"compact": "markers", "field": "field"}  # what each reads
-STEPS = 3000
+STEPS = 6000
 # Presses are some ten frames long.
 SHORT = {"windows": (4, 8), "frames": 64, "rest_frames": 2}
 
