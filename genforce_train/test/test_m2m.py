@@ -11,6 +11,7 @@ import torch
 
 from genforce_collect.errors import ConfigError, DataError
 from genforce_collect.layout import Layout, pack, unpack
+from genforce_collect.markers.registration import Registration
 from genforce_infer.bundle import read_bundle
 from genforce_infer.parity import Parity
 from genforce_infer.runtime import Model
@@ -163,6 +164,22 @@ def test_a_sensor_of_another_scale_shows_the_same_millimetres():
     assert float(shift) == pytest.approx(0.3 * PX_PER_MM / 20 * 30, abs=0.3)
 
 
+def test_what_a_turned_camera_sees_move_is_turned_back():
+    net = FieldTranslator().eval()
+    net.corrections = 0
+    torch.nn.init.zeros_(net.field.head.weight)
+    with torch.no_grad():
+        net.field.head.bias[:] = torch.tensor([0.3, 0.0, 0.0]) / net.field.unit_mm
+    generator = torch.Generator().manual_seed(0)
+    own, other = (torch.rand(120, 160, generator=generator).round() for _ in range(2))
+    net.know(own, PX_PER_MM, 40.0, Registration(turn_rad=0.2, scale=1.1))
+    net.know(other, PX_PER_MM, 40.0)
+    origins = net.origins(torch.stack([own, own])[None], other[None, None])[0].detach()
+    right, down = (-origins.mean((1, 2)) * 320 / PX_PER_MM).tolist()
+    assert right == pytest.approx(0.3 / 1.1 * np.cos(0.2), abs=2e-3)
+    assert down == pytest.approx(-0.3 / 1.1 * np.sin(0.2), abs=2e-3)
+
+
 def test_known_sensors_are_told_by_their_reference_and_strangers_taken_as_drawn(trained, data):
     net, meta = load_m2m(trained[0] / "best.safetensors")
     assert meta["sensors"] == list(SENSORS)
@@ -170,7 +187,7 @@ def test_known_sensors_are_told_by_their_reference_and_strangers_taken_as_drawn(
     known = net.placements(references[:, None])
     assert not torch.equal(known[0], known[1])
     stranger = net.placements(torch.ones(1, 1, 120, 160))
-    torch.testing.assert_close(stranger[0, 2:], torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(stranger[0, 2:], torch.zeros(9), atol=1e-4, rtol=0)
 
 
 def test_exported_translation_runs_as_the_model_and_the_force_model_behind_it(
