@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genforce_train.cache import Cache
 from genforce_train.models.force import ChangeMaps
-from genforce_train.sequences import MapSource, area_images
+from genforce_train.sequences import MapSource, area_images, frame_images
 from genforce_train.train_m2m import know_sensor, load_m2m
 
 
@@ -21,8 +21,7 @@ class CarriedChanges(MapSource):
     def __init__(self, cache: Cache, m2m_model: str | Path, source: str) -> None:
         """Raises `DataError` for a checkpoint of another kind."""
         super().__init__(np.empty(0), ChangeMaps.odd)
-        self._cache = cache
-        self._references = area_images(np.stack([cache.reference(name) for name in cache.sensors]))
+        self._read = frame_images(cache)
         self._wanted = area_images(cache.reference(source)[None])[:, None]
         self._translator, self._front = load_m2m(m2m_model)[0], ChangeMaps()
         for name in cache.sensors:
@@ -30,8 +29,7 @@ class CarriedChanges(MapSource):
 
     def images(self, frames: np.ndarray, sensors: np.ndarray) -> Tensor:
         """See `FrameSource`."""
-        images = torch.from_numpy(self._cache.images(frames))
-        seen = torch.stack([images, self._references[sensors]], 1)
+        seen = self._read(frames)
         wanted = self._wanted.expand(len(seen), -1, -1, -1)
         with torch.inference_mode():
             return self._front(torch.cat([self._translator(seen, wanted), wanted], 1))

@@ -27,13 +27,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genforce_collect.errors import ConfigError, DataError
 from genforce_train.cache import UNSEEN_INDENTERS, Cache, open_layout, split_contacts
-
-if TYPE_CHECKING:
-    pass
 
 Pair = tuple[str, str]
 ROADS = ("field", "m2m", "compact")  # the gel's displacement; images carried by it, or painted

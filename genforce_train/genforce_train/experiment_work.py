@@ -6,7 +6,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Training:
 
     name: str
     stage: str  # force or m2m
-    values: dict[str, Any] = field(hash=False)
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ class Work:
         elif method.compensated:
             changes |= {"material": str(self.out / "material"), "material_target": target}
         return self._force(name, changes)
+
+    def judged(self, pair: Pair, method: Method) -> Training:
+        """The force model that is scored."""
+        return self.adapted(pair, method) or self.learned(pair, method)
 
     def translator(self, method: Method) -> Training | None:
         """One marker-to-marker model for all the sensors, from so many pairs an indenter."""
@@ -135,8 +139,7 @@ class Work:
 
     def score_file(self, pair: Pair, method: Method) -> Path:
         """Where the scores of a method on a pair are; those of an oracle are of its target."""
-        model = self.adapted(pair, method) or self.learned(pair, method)
-        name = f"{model.name}_on_{pair[1]}"
+        name = f"{self.judged(pair, method).name}_on_{pair[1]}"
         name += f"_translated_{method.backbone}" if method.backbone else ""
         name += "_compensated" * self._gains(method)
         return self.out / "scores" / f"{name}.json"
@@ -149,14 +152,14 @@ class Work:
 
         source, target = pair
         cache, path = open_layout(self.data), self.score_file(pair, method)
-        checkpoint = self.checkpoint(self.adapted(pair, method) or self.learned(pair, method))
+        checkpoint = self.checkpoint(self.judged(pair, method))
         translator = self.translator(method)
-        frames = translator and CarriedChanges(cache, self.checkpoint(translator), source)
+        frames = None
+        if translator is not None:
+            frames = CarriedChanges(cache, self.checkpoint(translator), source)
         result: dict[str, Any] = {}
         for seen, contacts in tests(cache, target, self.recipe.seed).items():
-            predicted, measured, rest = predict_with(
-                checkpoint, cache, target, contacts, frames or None
-            )
+            predicted, measured, rest = predict_with(checkpoint, cache, target, contacts, frames)
             ends = np.cumsum(np.diff(cache.bounds)[contacts])
             if self._gains(method):
                 material = runtime_correction(*(self.curves[sensor] for sensor in pair))
@@ -290,7 +293,7 @@ def _training_task(training: Training) -> Task:
 def _train(training: Training) -> None:
     from genforce_train import train_force, train_m2m
 
-    keep_command(training)
+    _keep_command(training)
     if training.stage == "m2m":
         settings = train_m2m.M2mSettings.model_validate(training.values)
         train_m2m.train(settings, quiet=True)
@@ -298,7 +301,7 @@ def _train(training: Training) -> None:
         train_force.train(train_force.ForceSettings.model_validate(training.values), quiet=True)
 
 
-def keep_command(training: Training) -> None:
+def _keep_command(training: Training) -> None:
     """Write the command that trains with these settings beside its model."""
 
     def word(value: Any) -> str:

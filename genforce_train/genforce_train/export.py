@@ -35,8 +35,8 @@ from genforce_train.cache import Cache, Split
 from genforce_train.checkpoint import load_checkpoint
 from genforce_train.models.field import PX_PER_MM, FieldNet
 from genforce_train.models.force import MODELS, ChangeMaps, FieldForceNet, PaperForceNet
-from genforce_train.sequences import FrameSource, MarkerSource, marker_images, upright
-from genforce_train.train_field import load_field, mounting_of
+from genforce_train.sequences import FrameSource, MarkerSource, frame_images, upright_images
+from genforce_train.train_field import load_field
 from genforce_train.train_force import ForceSettings, predict, source_of, split_of
 
 OPSET = 17
@@ -109,7 +109,8 @@ def export_force(
             },
         )
         draft = write_bundle(Path(scratch) / "bundle", manifest, files)
-        images = [_images(net, cache, row)[:PARITY_FRAMES] for row in held_out[:PARITY_CONTACTS]]
+        compared = _images(net, cache, held_out[:PARITY_CONTACTS])
+        images = [sequence[:PARITY_FRAMES] for sequence in compared]
         parity = parity_of(
             _stepwise(net, settings, images) * manifest.normalisation.scale
             + manifest.normalisation.offset,
@@ -133,7 +134,7 @@ def labelled_frames(
     def frames(contacts: list[int]) -> LabelledFrames:
         chosen = contacts[:: max(1, len(contacts) // VARIANT_CONTACTS)]
         return LabelledFrames(
-            [_images(kind, cache, row).numpy() for row in chosen],
+            [sequence.numpy() for sequence in _images(kind, cache, chosen)],
             [np.array(cache.wrench[cache.rows(row)])[:, :axes] for row in chosen],
         )
 
@@ -188,17 +189,14 @@ def _write_graphs(
     return {"force.onnx": force}, InputSpec(height=height, width=width)
 
 
-def _images(kind: Any, cache: Cache, contact: int) -> Tensor:
-    """What a model of this kind, or the front end before it, reads over a contact (n, c, h, w)."""
-    rows = cache.rows(contact)
+def _images(kind: Any, cache: Cache, contacts: Sequence[int]) -> list[Tensor]:
+    """What a model of this kind, or the front end before it, reads over contacts (n, c, h, w)."""
+    rows = [np.r_[cache.rows(contact)] for contact in contacts]
     if kind.channels == PaperForceNet.channels:
-        return MarkerSource(cache, kind.size).images(np.r_[rows], np.empty(0))
-    masks, sensor = np.array(cache.bits[rows]), cache.keys[contact].sensor
-    reference = cache.reference(sensor)
-    if kind.channels == FieldForceNet.channels:
-        mounting = mounting_of(cache, sensor)
-        masks, reference = upright(masks, mounting), upright(reference[None], mounting)[0]
-    return marker_images(masks, np.tile(reference, (len(masks), 1)))
+        source = MarkerSource(cache, kind.size)
+        return [source.images(frames, np.empty(0)) for frames in rows]
+    in_field = kind.channels == FieldForceNet.channels
+    return [*map((upright_images if in_field else frame_images)(cache), rows)]
 
 
 def _stepwise(net: Any, settings: ForceSettings, sequences: Sequence[Tensor]) -> np.ndarray:

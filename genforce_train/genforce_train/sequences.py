@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from genforce_collect.errors import DataError
 from genforce_collect.layout import pack, unpack
-from genforce_collect.markers.registration import Registration
+from genforce_collect.markers.registration import AS_DRAWN
 from genforce_infer.preprocess import area_average
 from genforce_train.cache import Cache, block_counts
+from genforce_train.drawing import drawing_of
 
 # Mirrored left-right and up-down, a scene is another valid one: signs of fx fy fz tx ty tz.
 MIRROR_SIGNS = {
@@ -71,55 +72,64 @@ class MapSource:
         return images
 
 
+def frame_images(cache: Cache) -> Callable[[np.ndarray], Tensor]:
+    """Gives a function from frames (k,) to their marker images and references (k, 2, 120, 160)."""
+    references = area_images(np.stack([cache.reference(name) for name in cache.sensors]))
+    sensors = cache.sensor_numbers()
+
+    def read(rows: np.ndarray) -> Tensor:
+        images = torch.from_numpy(cache.images(rows))
+        return torch.stack([images, references[sensors[rows]]], 1)
+
+    return read
+
+
+def upright_images(cache: Cache) -> Callable[[np.ndarray], Tensor]:
+    """As `frame_images`, but as the sensors as drawn would show them."""
+    packed = [cache.reference(name) for name in cache.sensors]
+    mountings = [drawing_of(*known).mounting for known in zip(cache.sensors, packed, strict=True)]
+    sensors = cache.sensor_numbers()
+
+    def upright(bits: np.ndarray, numbers: np.ndarray) -> Tensor:
+        for number in np.unique(numbers):
+            if (mounting := mountings[number]) != AS_DRAWN:
+                own = numbers == number
+                bits[own] = [pack(mounting.upright(mask)) for mask in unpack(bits[own])]
+        return area_images(bits)
+
+    references = upright(np.stack(packed), np.arange(len(packed)))
+
+    def read(rows: np.ndarray) -> Tensor:
+        numbers = sensors[rows]
+        images = upright(take(cache.bits, cache.array("rest_bits"), rows), numbers)
+        return torch.stack([images, references[numbers]], 1)
+
+    return read
+
+
 def maps_of(
     cache: Cache,
     front: nn.Module,
     shape: tuple[int, ...],
     name: str,
-    mountings: Sequence[Registration] | None = None,
+    read: Callable[[Cache], Callable[[np.ndarray], Tensor]] = frame_images,
 ) -> np.ndarray:
     """Maps (frames + rest frames, *shape) float16 that `front` makes of every marker image and its
-    reference, memory-mapped; computed once a cache and `name`. `mountings` of the cache's sensors:
-    of images as the sensors as drawn would show them."""
+    reference, memory-mapped; computed once a cache and `name`. `read` gives a function from frames
+    to their marker images and references."""
     path = cache.folder / f"{name}.npy"
     if not path.is_file():
-        sensors = cache.sensor_numbers()
-        bits = np.stack([cache.reference(sensor) for sensor in cache.sensors])
-        if mountings:
-            bits = np.concatenate(
-                [upright(one[None], how) for one, how in zip(bits, mountings, strict=True)]
-            )
-        references = area_images(bits)
+        images, count = read(cache), cache.frames + len(cache.array("rest_bits"))
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        maps = np.lib.format.open_memmap(partial, "w+", np.float16, (len(sensors), *shape))
+        maps = np.lib.format.open_memmap(partial, "w+", np.float16, (count, *shape))
         with torch.inference_mode():
-            for start in range(0, len(sensors), 64):
-                rows = np.arange(start, min(start + 64, len(sensors)))
-                if mountings:
-                    images = _upright_images(cache, rows, sensors[rows], mountings)
-                else:
-                    images = torch.from_numpy(cache.images(rows))
-                seen = torch.stack([images, references[sensors[rows]]], 1)
-                maps[rows] = front(seen).numpy()
+            for start in range(0, count, 64):
+                rows = np.arange(start, min(start + 64, count))
+                maps[rows] = front(images(rows)).numpy()
         maps.flush()
         del maps
         partial.replace(path)
     return cache.array(name)
-
-
-def _upright_images(
-    cache: Cache, rows: np.ndarray, sensors: np.ndarray, mountings: Sequence[Registration]
-) -> Tensor:
-    bits = take(cache.bits, cache.array("rest_bits"), rows)
-    for sensor in np.unique(sensors):
-        own = sensors == sensor
-        bits[own] = upright(bits[own], mountings[sensor])
-    return area_images(bits)
-
-
-def upright(bits: np.ndarray, mounting: Registration) -> np.ndarray:
-    """Packed marker images (n, 38400) as their sensor as drawn would show them."""
-    return np.stack([pack(mounting.upright(mask)) for mask in unpack(bits)])
 
 
 def marker_images(masks: np.ndarray, references: np.ndarray) -> Tensor:

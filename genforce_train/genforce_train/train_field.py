@@ -21,13 +21,11 @@ from torch.nn import functional
 
 from genforce_collect.config import load_sensor
 from genforce_collect.errors import ConfigError, DataError
-from genforce_collect.layout import unpack
-from genforce_collect.markers.registration import AS_DRAWN, Registration, register
 from genforce_sim.fieldset import read_field_shard
 from genforce_train.cache import Cache
 from genforce_train.checkpoint import load_checkpoint
 from genforce_train.models.field import PX_PER_MM, FieldNet
-from genforce_train.sequences import maps_of, marker_images
+from genforce_train.sequences import maps_of, marker_images, upright_images
 from genforce_train.training import Run, RunSettings, measure_norms, start, train_mode
 
 NORM_BATCHES = 24
@@ -214,7 +212,7 @@ def load_field(checkpoint: str | Path) -> FieldNet:
 
 def fields_of(checkpoint: str | Path, cache: Cache, sensors: Sequence[str]) -> np.ndarray:
     """Fields (frames + rest frames, 3, 30, 40) float16 mm of all frames of a cache, of their
-    sensors as drawn: see `mounting_of`.
+    sensors as drawn: see `Registration.upright`.
 
     Raises `DataError` where images of one of `sensors` are of quite another scale than the model's.
     """
@@ -229,15 +227,8 @@ def fields_of(checkpoint: str | Path, cache: Cache, sensors: Sequence[str]) -> n
                     f"{low:g} to {high:g}; train on sensors of that scale (sensors=...)"
                 )
     digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]
-    mountings = [mounting_of(cache, sensor) for sensor in cache.sensors]
-    return maps_of(cache, load_field(checkpoint), (3, 30, 40), f"upright_{digest}", mountings)
-
-
-def mounting_of(cache: Cache, sensor: str) -> Registration:
-    """How a sensor's reference lies to its drawing; as drawn where it has no sensor file."""
-    with contextlib.suppress(ConfigError):
-        return register(unpack(cache.reference(sensor)), load_sensor(sensor))
-    return AS_DRAWN
+    name = f"upright_{digest}"
+    return maps_of(cache, load_field(checkpoint), (3, 30, 40), name, upright_images)
 
 
 def summary(metrics: dict[str, Any]) -> str:

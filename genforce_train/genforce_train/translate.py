@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +12,11 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from genforce_collect.config import load_sensor
 from genforce_collect.errors import ConfigError, DataError
 from genforce_collect.layout import ContactKey, Layout, pack, unpack
-from genforce_collect.markers.registration import AS_DRAWN, register
 from genforce_train.checkpoint import load_checkpoint
-from genforce_train.models.field import PX_PER_MM
+from genforce_train.drawing import drawing_of
 from genforce_train.models.m2m import (
-    CAMERA_DISTANCE_MM,
     CompactTranslator,
     FieldTranslator,
     Translator,
@@ -55,12 +51,7 @@ def load_m2m(checkpoint: str | Path) -> tuple[Translator, dict[str, Any]]:
 
 def know_sensor(net: Translator, name: str, reference: np.ndarray) -> None:
     """Tell a model of a sensor: its packed reference, and its file where there is one."""
-    scale, distance, mounting = PX_PER_MM, CAMERA_DISTANCE_MM, AS_DRAWN
-    with contextlib.suppress(ConfigError):  # a data set of others has no sensor files
-        sensor = load_sensor(name)
-        scale, distance = sensor.px_per_mm, sensor.optics.camera_distance_mm
-        mounting = register(unpack(reference), sensor)
-    net.know(area_images(reference[None])[0], scale, distance, mounting)
+    net.know(area_images(reference[None])[0], drawing_of(name, reference))
 
 
 def translate(

@@ -54,6 +54,22 @@ def test_field_training_beats_no_displacement(field):
     assert scores["rmse_mm"]["z"] < scores["signal_mm"]["z"]
 
 
+def trained_bundle(layout, field_model, folder, steps):
+    settings = ForceSettings(
+        data=str(layout.root),
+        out=str(folder / "out"),
+        input="field",
+        field_model=str(field_model),
+        steps=steps,
+        frames=16,
+        windows=(8,),
+        evaluate_every=steps,
+        threads=1,
+    )
+    train_force(settings, quiet=True)
+    return export_force(folder / "out/best.safetensors", folder / "bundle")
+
+
 def test_force_on_the_field_exports_as_two_stages(field, toy_contact, tmp_path):
     folder, _ = field
     layout = Layout(tmp_path / "data")
@@ -62,19 +78,7 @@ def test_force_on_the_field_exports_as_two_stages(field, toy_contact, tmp_path):
     rest = toy_contact(0, frames=4)
     layout.write_reference("toy", rest.bits[0])
     layout.write_rest("toy", rest.bits[:1].repeat(8, 0), np.zeros((8, 6)))
-    settings = ForceSettings(
-        data=str(layout.root),
-        out=str(tmp_path / "out"),
-        input="field",
-        field_model=str(folder / "out/best.safetensors"),
-        steps=4,
-        frames=16,
-        windows=(8,),
-        evaluate_every=4,
-        threads=1,
-    )
-    train_force(settings, quiet=True)
-    bundle = export_force(tmp_path / "out/best.safetensors", tmp_path / "bundle")
+    bundle = trained_bundle(layout, folder / "out/best.safetensors", tmp_path, steps=4)
     assert bundle.manifest.mode == "field"
     assert bundle.manifest.input.px_per_mm == pytest.approx(6.75)
     assert not Parity.in_manifest(bundle.manifest).problem("fp32")
@@ -97,28 +101,18 @@ def test_training_and_serving_see_a_sensor_as_it_is_drawn(field, toy_contact, tm
         layout.write(replace(contact, bits=pack(pressed)[None].repeat(8, 0)))
     layout.write_reference("array_1", pack(still))
     layout.write_rest("array_1", pack(still)[None].repeat(8, 0), np.zeros((8, 6)))
-    settings = ForceSettings(
-        data=str(layout.root),
-        out=str(tmp_path / "out"),
-        input="field",
-        field_model=str(folder / "out/best.safetensors"),
-        steps=1,
-        frames=16,
-        windows=(8,),
-        threads=1,
-    )
-    train_force(settings, quiet=True)
+    field_model = folder / "out/best.safetensors"
+    bundle = trained_bundle(layout, field_model, tmp_path, steps=1)
 
     how = register(still.astype(np.uint8), sensor)
     assert how.scale == pytest.approx(1.02, abs=2e-3)
     bits = [pack(how.upright(mask.astype(np.uint8)))[None] for mask in (pressed, still)]
     seen = marker_images(*bits)
     with torch.inference_mode():
-        expected = load_field(settings.field_model)(seen)[0].numpy()
-    trained_on = fields_of(settings.field_model, open_layout(layout.root), ["array_1"])
+        expected = load_field(field_model)(seen)[0].numpy()
+    trained_on = fields_of(field_model, open_layout(layout.root), ["array_1"])
     np.testing.assert_allclose(trained_on[0], expected, atol=1e-3)
 
-    bundle = export_force(tmp_path / "out/best.safetensors", tmp_path / "bundle")
     engine = Engine(Model(bundle, provider="cpu"), sensor, still.astype(np.uint8))
     engine.infer(pressed.astype(np.uint8))
     np.testing.assert_allclose(engine.stream.image, seen.numpy(), atol=1e-6)

@@ -17,6 +17,7 @@ from genforce_infer.parity import Parity
 from genforce_infer.runtime import Model
 from genforce_train.cache import open_layout
 from genforce_train.checkpoint import save_checkpoint
+from genforce_train.drawing import Drawing
 from genforce_train.export import export_force
 from genforce_train.export_translate import export_translate
 from genforce_train.losses import pixel_places, place_loss
@@ -149,15 +150,20 @@ def test_a_displacement_that_varies_is_inverted():
     assert np.nonzero(moved)[1].mean() - 319.5 == pytest.approx(125, abs=0.5)
 
 
-def test_a_sensor_of_another_scale_shows_the_same_millimetres():
+def sees_0_3_mm():
+    """A translator whose network sees all move by 0.3 mm to the right, and two references."""
     net = FieldTranslator().eval()
     torch.nn.init.zeros_(net.field.head.weight)
     with torch.no_grad():
         net.field.head.bias[:] = torch.tensor([0.3, 0.0, 0.0]) / net.field.unit_mm
     generator = torch.Generator().manual_seed(0)
-    own, other = (torch.rand(120, 160, generator=generator).round() for _ in range(2))
-    net.know(own, 20.0, 40.0)
-    net.know(other, 30.0, 40.0)
+    return net, *(torch.rand(120, 160, generator=generator).round() for _ in range(2))
+
+
+def test_a_sensor_of_another_scale_shows_the_same_millimetres():
+    net, own, other = sees_0_3_mm()
+    net.know(own, Drawing(20.0))
+    net.know(other, Drawing(30.0))
     image = torch.stack([own.roll(2, 1), own])[None]  # 8 px of the whole image
     shift = -net.origins(image, other[None, None])[0, 0].detach().mean() * 320
     # It sees 0.3 mm * 27 px/mm in an image of 20 px/mm.
@@ -165,15 +171,10 @@ def test_a_sensor_of_another_scale_shows_the_same_millimetres():
 
 
 def test_what_a_turned_camera_sees_move_is_turned_back():
-    net = FieldTranslator().eval()
+    net, own, other = sees_0_3_mm()
     net.corrections = 0
-    torch.nn.init.zeros_(net.field.head.weight)
-    with torch.no_grad():
-        net.field.head.bias[:] = torch.tensor([0.3, 0.0, 0.0]) / net.field.unit_mm
-    generator = torch.Generator().manual_seed(0)
-    own, other = (torch.rand(120, 160, generator=generator).round() for _ in range(2))
-    net.know(own, PX_PER_MM, 40.0, Registration(turn_rad=0.2, scale=1.1))
-    net.know(other, PX_PER_MM, 40.0)
+    net.know(own, Drawing(mounting=Registration(turn_rad=0.2, scale=1.1)))
+    net.know(other, Drawing())
     origins = net.origins(torch.stack([own, own])[None], other[None, None])[0].detach()
     right, down = (-origins.mean((1, 2)) * 320 / PX_PER_MM).tolist()
     assert right == pytest.approx(0.3 / 1.1 * np.cos(0.2), abs=2e-3)

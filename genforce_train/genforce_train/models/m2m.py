@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genforce_collect.layout import HEIGHT, WIDTH
-from genforce_collect.markers.registration import AS_DRAWN, Registration
+from genforce_train.drawing import Drawing
 from genforce_train.models.encoder import MarkerEncoder, freeze, layer
 from genforce_train.models.field import PX_PER_MM, FieldNet, Misses
-
-CAMERA_DISTANCE_MM = 40.0  # where none is known
 
 
 class Translator(nn.Module):
@@ -40,15 +38,8 @@ class Translator(nn.Module):
             small, size=(HEIGHT, WIDTH), mode="bilinear", align_corners=False
         )
 
-    def know(
-        self,
-        reference: Tensor,
-        px_per_mm: float,
-        camera_distance_mm: float,
-        mounting: Registration = AS_DRAWN,
-    ) -> None:
-        """Take note of a sensor: its reference (h, w), what its file says, and how the one lies to
-        the other."""
+    def know(self, reference: Tensor, drawing: Drawing) -> None:
+        """Take note of a sensor: its reference (h, w), and what else is known of it."""
 
     def bind(self, source_reference: Tensor, target_reference: Tensor) -> None:
         """Serve this one pair from now on, whatever the references given look like: what depends
@@ -92,28 +83,27 @@ class Placements(nn.Module):
         stranger = distance.new_full((len(distance), 1), self.nearness)
         weights = (torch.cat([distance, stranger], 1) * (-40 / self.nearness)).softmax(1)
         known = torch.cat([self.drawn, self.learned], 1)
-        as_drawn = known.new_tensor([[PX_PER_MM, CAMERA_DISTANCE_MM, *[0.0] * 9]])
-        return weights @ torch.cat([known, as_drawn])
+        return weights @ torch.cat([known, known.new_tensor([self._row(Drawing())])])
 
     @torch.no_grad()
-    def know(
-        self,
-        reference: Tensor,
-        px_per_mm: float,
-        camera_distance_mm: float,
-        mounting: Registration = AS_DRAWN,
-    ) -> None:
+    def know(self, reference: Tensor, drawing: Drawing) -> None:
         """Take note of a sensor by its reference (h, w), unless it is known."""
         key = self._keys(reference[None, None])
         if len(self.keys) and (self.keys - key).square().mean(1).min() < self.nearness:
             return
         self.keys = torch.cat([self.keys, key])
-        drawn = self.drawn.new_tensor([[px_per_mm, camera_distance_mm, mounting.radial]])
+        row = self.drawn.new_tensor([self._row(drawing)])
+        drawn, begin = row.split([self.drawn.shape[1], self.learned.shape[1]], 1)
         self.drawn = torch.cat([self.drawn, drawn])
+        self.learned = nn.Parameter(torch.cat([self.learned, begin]))
+
+    @staticmethod
+    def _row(drawing: Drawing) -> list[float]:
+        mounting = drawing.mounting
         cos, sin = (mounting.scale * part(mounting.turn_rad) for part in (math.cos, math.sin))
         shift = (part / (WIDTH / 2) for part in mounting.shift_px)
-        begin = self.learned.new_tensor([[cos - 1, -sin, sin, cos - 1, *shift, 0.0, 0.0]])
-        self.learned = nn.Parameter(torch.cat([self.learned, begin]))
+        drawn = drawing.px_per_mm, drawing.camera_distance_mm, mounting.radial
+        return [*drawn, cos - 1, -sin, sin, cos - 1, *shift, 0.0, 0.0]
 
     def _keys(self, references: Tensor) -> Tensor:
         return functional.adaptive_avg_pool2d(references, self.key_size).flatten(1)
@@ -159,15 +149,9 @@ class FieldTranslator(Translator):
         small = functional.avg_pool2d(target_reference, HEIGHT // self.size[0])
         return carry(target_reference, self.origins(source, small))
 
-    def know(
-        self,
-        reference: Tensor,
-        px_per_mm: float,
-        camera_distance_mm: float,
-        mounting: Registration = AS_DRAWN,
-    ) -> None:
+    def know(self, reference: Tensor, drawing: Drawing) -> None:
         """See `Translator`."""
-        self.placements.know(reference, px_per_mm, camera_distance_mm, mounting)
+        self.placements.know(reference, drawing)
 
     def bind(self, source_reference: Tensor, target_reference: Tensor) -> None:
         """See `Translator`."""
