@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from genforce_collect.errors import DataError
 from genforce_collect.layout import pack, unpack
-from genforce_collect.markers.registration import AS_DRAWN
+from genforce_collect.markers.registration import AS_DRAWN, Registration
 from genforce_infer.preprocess import area_average
 from genforce_train.cache import Cache, block_counts
 from genforce_train.drawing import drawing_of
@@ -23,6 +23,10 @@ MIRROR_SIGNS = {
     -1: (-1.0, 1.0, 1.0, 1.0, -1.0, -1.0),
     -2: (1.0, -1.0, 1.0, -1.0, 1.0, -1.0),
 }
+
+
+# Frames (k,) of a cache -> their marker images and references (k, 2, 120, 160) in 0..1.
+FrameReader = Callable[[np.ndarray], Tensor]
 
 
 class FrameSource(Protocol):
@@ -72,8 +76,8 @@ class MapSource:
         return images
 
 
-def frame_images(cache: Cache) -> Callable[[np.ndarray], Tensor]:
-    """Gives a function from frames (k,) to their marker images and references (k, 2, 120, 160)."""
+def frame_images(cache: Cache) -> FrameReader:
+    """Marker images and references of frames of a cache."""
     references = area_images(np.stack([cache.reference(name) for name in cache.sensors]))
     sensors = cache.sensor_numbers()
 
@@ -84,20 +88,24 @@ def frame_images(cache: Cache) -> Callable[[np.ndarray], Tensor]:
     return read
 
 
-def upright_images(cache: Cache) -> Callable[[np.ndarray], Tensor]:
+def mountings(cache: Cache) -> list[Registration]:
+    """How the cameras of the sensors of a cache are mounted, by their references."""
+    return [drawing_of(name, cache.reference(name)).mounting for name in cache.sensors]
+
+
+def upright_images(cache: Cache) -> FrameReader:
     """As `frame_images`, but as the sensors as drawn would show them."""
-    packed = [cache.reference(name) for name in cache.sensors]
-    mountings = [drawing_of(*known).mounting for known in zip(cache.sensors, packed, strict=True)]
-    sensors = cache.sensor_numbers()
+    sensors, mounted = cache.sensor_numbers(), mountings(cache)
 
     def upright(bits: np.ndarray, numbers: np.ndarray) -> Tensor:
         for number in np.unique(numbers):
-            if (mounting := mountings[number]) != AS_DRAWN:
+            if (mounting := mounted[number]) != AS_DRAWN:
                 own = numbers == number
                 bits[own] = [pack(mounting.upright(mask)) for mask in unpack(bits[own])]
         return area_images(bits)
 
-    references = upright(np.stack(packed), np.arange(len(packed)))
+    packed = np.stack([cache.reference(name) for name in cache.sensors])
+    references = upright(packed, np.arange(len(packed)))
 
     def read(rows: np.ndarray) -> Tensor:
         numbers = sensors[rows]
@@ -112,14 +120,13 @@ def maps_of(
     front: nn.Module,
     shape: tuple[int, ...],
     name: str,
-    read: Callable[[Cache], Callable[[np.ndarray], Tensor]] = frame_images,
+    reader: Callable[[Cache], FrameReader] = frame_images,
 ) -> np.ndarray:
-    """Maps (frames + rest frames, *shape) float16 that `front` makes of every marker image and its
-    reference, memory-mapped; computed once a cache and `name`. `read` gives a function from frames
-    to their marker images and references."""
+    """Maps (frames + rest frames, *shape) float16 that `front` makes of what `reader` gives of a
+    cache's frames, memory-mapped; computed once a cache and `name`."""
     path = cache.folder / f"{name}.npy"
     if not path.is_file():
-        images, count = read(cache), cache.frames + len(cache.array("rest_bits"))
+        images, count = reader(cache), cache.frames + len(cache.array("rest_bits"))
         partial = path.with_suffix(f".{os.getpid()}.partial")
         maps = np.lib.format.open_memmap(partial, "w+", np.float16, (count, *shape))
         with torch.inference_mode():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from genforce_sim.fieldset import read_field_shard
 from genforce_train.cache import Cache
 from genforce_train.checkpoint import load_checkpoint
 from genforce_train.models.field import PX_PER_MM, FieldNet
-from genforce_train.sequences import maps_of, marker_images, upright_images
+from genforce_train.sequences import maps_of, marker_images, mountings, upright_images
 from genforce_train.training import Run, RunSettings, measure_norms, start, train_mode
 
 NORM_BATCHES = 24
@@ -226,8 +227,10 @@ def fields_of(checkpoint: str | Path, cache: Cache, sensors: Sequence[str]) -> n
                     f"{cache.folder}: {sensor} has {scale:g} px per mm, the field model reads "
                     f"{low:g} to {high:g}; train on sensors of that scale (sensors=...)"
                 )
-    digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]
-    name = f"upright_{digest}"
+    made_of = hashlib.sha256(Path(checkpoint).read_bytes())
+    mounted = [np.hstack(astuple(mounting)) for mounting in mountings(cache)]
+    made_of.update(np.round(mounted, 6).tobytes())
+    name = f"upright_{made_of.hexdigest()[:16]}"
     return maps_of(cache, load_field(checkpoint), (3, 30, 40), name, upright_images)
 
 

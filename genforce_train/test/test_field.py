@@ -87,7 +87,9 @@ def test_force_on_the_field_exports_as_two_stages(field, toy_contact, tmp_path):
     assert open_layout(layout.root).array("rest_bits").shape[0] == 8
 
 
-def test_training_and_serving_see_a_sensor_as_it_is_drawn(field, toy_contact, tmp_path):
+def test_training_and_serving_see_a_sensor_as_it_is_drawn(
+    field, toy_contact, tmp_path, monkeypatch
+):
     folder, _ = field
     sensor = load_sensor("array_1")
     mounted = Imperfections(turn_deg=1.5, scale=1.02, shift_px=(1.5, -1.0))
@@ -116,6 +118,11 @@ def test_training_and_serving_see_a_sensor_as_it_is_drawn(field, toy_contact, tm
     engine = Engine(Model(bundle, provider="cpu"), sensor, still.astype(np.uint8))
     engine.infer(pressed.astype(np.uint8))
     np.testing.assert_allclose(engine.stream.image, seen.numpy(), atol=1e-6)
+
+    other = sensor.model_copy(update={"layout": load_sensor("circle_1").layout})
+    monkeypatch.setattr("genforce_train.drawing.load_sensor", lambda name: other)
+    changed = fields_of(field_model, open_layout(layout.root), ["array_1"])
+    assert not np.array_equal(changed, trained_on), "a sensor file that changed counts at once"
 
 
 @pytest.mark.parametrize("front", [ChangeMaps(), FlowMaps()])
