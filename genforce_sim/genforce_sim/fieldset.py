@@ -1,9 +1,7 @@
 """The field suite: contacts on random sensors with the gel's true displacement.
 
 Every contact is on a sensor of its own: layout, gel, geometry and imperfections are drawn anew, so
-that a network trained on it learns the gel and not a layout. Masks and references are brought
-upright, as those of a collection are before a field model reads them. On disk it is shards of plain
-arrays:
+that a network trained on it learns the gel and not a layout. On disk it is shards of plain arrays:
 
     <root>/fields/<NNNNN>/masks.npy          (n, 38400) uint8, numpy.packbits of the marker images
     <root>/fields/<NNNNN>/displacement.npy   (n, 3, 30, 40) int16, um, x y z of the sensor frame
@@ -35,7 +33,6 @@ from scipy.spatial.transform import Rotation
 
 from genforce_collect.config import SensorConfig
 from genforce_collect.markers.packing import pack_mask
-from genforce_collect.markers.registration import register
 from genforce_sim.indenters import INDENTERS
 from genforce_sim.optics import Imperfections
 from genforce_sim.sensor import FIELD_COLUMNS, FIELD_ROWS, MaskFlaws, SimulatedSensor
@@ -108,11 +105,6 @@ def make_contact(suite: FieldSuite, number: int) -> dict[str, Any]:
     )
     flaws = MaskFlaws()
     reference = simulated.mask(None, rng, MaskFlaws(lost=0.0, jitter_px=0.0))
-    mounting = register(reference.view(np.uint8), sensor)
-
-    def upright(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        return pack_mask(mounting.upright(mask.view(np.uint8)))
-
     path = draw_path(rng, sensor)
     # The first frame touches lightly or not at all; the others are spread over the contact.
     picked = {0, *rng.choice(np.arange(1, len(path)), suite.frames - 1, replace=False).tolist()}
@@ -120,7 +112,7 @@ def make_contact(suite: FieldSuite, number: int) -> dict[str, Any]:
     for index, pose in enumerate(path):
         state = simulated.step(pose, _STEP_S)
         if index in picked:
-            masks.append(upright(simulated.mask(state, rng, flaws)))
+            masks.append(pack_mask(simulated.mask(state, rng, flaws)))
             fields.append(state.displacement)
             wrenches.append(state.wrench)
             poses.append(pose)
@@ -130,7 +122,7 @@ def make_contact(suite: FieldSuite, number: int) -> dict[str, Any]:
         "displacement": to_micrometres(np.stack(fields)),
         "wrench": np.array(wrenches, np.float32),
         "pose": np.array(poses, np.float32),
-        "reference": upright(reference),
+        "reference": pack_mask(reference),
         "geometry": (
             sensor.px_per_mm,
             gel.thickness_mm,
