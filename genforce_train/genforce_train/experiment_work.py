@@ -69,13 +69,14 @@ class Work:
             "sensors": (target,),
             "input": method.input,
             "init": str(self.checkpoint(self.learned(pair, method))),
-            "validation": 0.0,  # a choice of the best step would need more pairs
             "steps": self.recipe.adapt_steps,
+            "evaluate_every": self.recipe.adapt_steps,  # to choose a step would need more pairs
             "learning_rate": 1e-3,
         }
         name = f"{source}-{target}_{method.input}"
         if method.slides:
-            return self._force(f"{name}_slides", changes | {"data": calibration})
+            changes |= {"data": calibration, "validation": 0.0}  # contacts that no one is tested on
+            return self._force(f"{name}_slides", changes)
         changes |= {"labels_of": source, "few_shot": method.shots}
         name += f"_{method.shots}"
         if method.calibrated:
@@ -100,7 +101,6 @@ class Work:
             "sensors": recipe.sensors,
             "unseen": UNSEEN_INDENTERS,
             "few_shot": method.shots,
-            "validation": 0.0,
             "backbone": method.backbone,
             "steps": steps,
             "evaluate_every": steps,
