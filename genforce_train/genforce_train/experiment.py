@@ -7,13 +7,14 @@ sessions        recordings of one real sensor, within and across sessions, again
 
 For every ordered pair of sensors, what is learned from the source's labels is tested on the
 target: the marker images of the source taken as if they were the target's (source-only), the gel's
-displacement instead (field), the same after training on paired contacts, images translated to what
-the source would show (m2m), and what was trained on the target's own labels (oracle). Paired
-contacts are the same presses on both sensors; the target's own forces are never used, save for
-the presses that give its force-depth curve (compensated), or where gels differ for two presses of
-each seen indenter with a slide, by which the source's labels are carried (calibrated). What those
-alone teach, as labelled contacts, is in the table too (slides), and so is what the target's own
-labels teach in as many steps as the adapted model had, on the source and after.
+displacement instead (field), the same after training on the source's contacts drawn anew with the
+target's markers (redrawn) or on paired contacts, images translated to what the source would show
+(m2m), and what was trained on the target's own labels (oracle). Paired contacts are the same
+presses on both sensors; the target's own forces are never used, save for the presses that give its
+force-depth curve (compensated), or where gels differ for two presses of each seen indenter with a
+slide, by which the source's labels are carried (calibrated). What those alone teach, as labelled
+contacts, is in the table too (slides), and so is what the target's own labels teach in as many
+steps as the adapted model had, on the source and after.
 
 Data are made where they are not given. Everything made is a file under --out and is not made
 twice: a run that was stopped goes on.
@@ -105,6 +106,11 @@ class Recipe:
     def compensated(self) -> bool:
         """Whether the sensors' gels differ, and force-depth curves correct for it."""
         return EXPERIMENTS[self.experiment].other_gels
+
+    @property
+    def redrawn(self) -> bool:
+        """Whether the source's contacts are drawn anew with the target's markers: of one kind."""
+        return "field" in self.roads and not EXPERIMENTS[self.experiment].other_shapes
 
     @property
     def calibrated(self) -> bool:
@@ -226,7 +232,13 @@ class Method:
     compensated: bool = False  # by the force-depth curves
     calibrated: bool = False  # the pairs' labels, by the calibration contacts of both
     slides: bool = False  # adapted from the target's calibration contacts with its own labels
+    redrawn: bool = False  # adapted from the source's contacts with the target's markers
     steps: int = 0  # of training, where not the recipe's
+
+    @property
+    def adapted(self) -> bool:
+        """Whether its force model is trained on for each target."""
+        return not self.backbone and bool(self.shots or self.slides or self.redrawn)
 
 
 def methods(recipe: Recipe) -> list[Method]:
@@ -237,6 +249,9 @@ def methods(recipe: Recipe) -> list[Method]:
         found.append(Method("field, 0 pairs"))
         if recipe.compensated:
             found.append(Method(f"field, 0 pairs{corrected}", compensated=True))
+        if recipe.redrawn:
+            name = f"field, redrawn{corrected}"
+            found.append(Method(name, redrawn=True, compensated=recipe.compensated))
         for shots in recipe.shots:
             name = f"field, {shots} pairs"
             found.append(Method(name + corrected, shots=shots, compensated=recipe.compensated))
@@ -252,7 +267,7 @@ def methods(recipe: Recipe) -> list[Method]:
     found.append(Method("oracle", "markers", oracle=True))
     if "field" in recipe.roads:
         found.append(Method("oracle on the field", oracle=True))
-    if recipe.shots and "field" in recipe.roads:  # as long as the adapted models, in all
+    if any(method.adapted for method in found):  # as long as the adapted models, in all
         steps = recipe.steps + recipe.adapt_steps
         longer = [replace(method, steps=steps) for method in found if method.oracle]
         found += [replace(method, name=f"{method.name}, {steps} steps") for method in longer]
@@ -294,9 +309,14 @@ def _curves(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 def _calibrate(recipe: Recipe, out: Path, cache: Cache) -> None:
     """Presses with a slide of every seen indenter on every sensor."""
-    indenters = sorted({key.indenter for key in cache.keys} - set(UNSEEN_INDENTERS))
-    words = ["--sensors", *recipe.sensors, "--indenters", *indenters, "--plan", "slide"]
+    words = ["--sensors", *recipe.sensors, "--indenters", *seen_indenters(cache)]
+    words += ["--plan", "slide"]
     _synth([*words, "--seed", str(recipe.seed), "-o", str(out / "calibration")])
+
+
+def seen_indenters(cache: Cache) -> list[str]:
+    """Those whose contacts may be learned from."""
+    return sorted({key.indenter for key in cache.keys} - set(UNSEEN_INDENTERS))
 
 
 def _synth(words: list[str]) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import joblib
 import numpy as np
 
+from genforce_collect.layout import Layout
 from genforce_train.cache import UNSEEN_INDENTERS, Cache, open_layout, split_contacts
-from genforce_train.experiment import Method, Pair, Recipe, write_json
+from genforce_train.experiment import Method, Pair, Recipe, seen_indenters, write_json
 from genforce_train.sequences import FrameSource
 
 # What things take, in steps of a force model; only to tell how long the rest will take.
-M2M_STEP, MAPS, SCORES = 8.0, 1500.0, 60.0
+M2M_STEP, MAPS, REDRAWN, SCORES = 8.0, 1500.0, 1500.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class Work:
 
     def adapted(self, pair: Pair, method: Method) -> Training | None:
         """The source's model after training on the target's frames of paired contacts, with the
-        labels that the source measured; or of its calibration contacts, with its own."""
-        if method.backbone or not (method.shots or method.slides):
+        labels that the source measured; of its calibration contacts, with its own; or on the
+        source's contacts with the target's markers."""
+        if not method.adapted:
             return None
         source, target = pair
         calibration = str(self.out / "calibration")
@@ -77,6 +79,8 @@ class Work:
         if method.slides:
             changes |= {"data": calibration, "validation": 0.0}  # contacts that no one is tested on
             return self._force(f"{name}_slides", changes)
+        if method.redrawn:
+            return self._force(f"{name}_redrawn", changes | {"data": str(self.redrawn(pair))})
         changes |= {"labels_of": source, "few_shot": method.shots}
         name += f"_{method.shots}"
         if method.calibrated:
@@ -85,6 +89,10 @@ class Work:
         elif method.compensated:
             changes |= {"material": str(self.out / "material"), "material_target": target}
         return self._force(name, changes)
+
+    def redrawn(self, pair: Pair) -> Path:
+        """Data set of the source's contacts drawn anew with the target's markers."""
+        return self.out / "redrawn" / "-".join(pair)
 
     def judged(self, pair: Pair, method: Method) -> Training:
         """The force model that is scored."""
@@ -252,9 +260,13 @@ def _rounds(work: Work, jobs: Sequence[tuple[Pair, Method]]) -> list[list[Task]]
                 trainings[training.name] = training
         if not (path := work.score_file(pair, method)).is_file():
             scores[path] = pair, method
+    redrawn = [job[0] for job in jobs if job[1].redrawn and work.judged(*job).name in adapted]
     return [
         _map_tasks(work) if first or adapted else [],
-        [_training_task(training) for training in first.values()],
+        [
+            *(_training_task(training) for training in first.values()),
+            *(Task("-".join(pair), partial(_redraw, work, pair), REDRAWN) for pair in redrawn),
+        ],
         [_training_task(training) for training in adapted.values()],
         [
             Task(f"scores of {path.stem}", partial(work.score, *job), SCORES)
@@ -283,6 +295,17 @@ def _fields(data: str, field_model: str, sensors: Sequence[str]) -> None:
     from genforce_train.train_field import fields_of
 
     fields_of(field_model, open_layout(data), sensors)
+
+
+def _redraw(work: Work, pair: Pair) -> None:
+    """Draw the source's contacts of seen indenters anew with the target's markers, by the gel's
+    displacement and the target's reference."""
+    from genforce_train.translate import translate_data
+
+    source, target = pair
+    indenters = seen_indenters(open_layout(work.data))
+    data, out, model = Layout(work.data), work.redrawn(pair), work.recipe.field_model
+    translate_data(model, data, source, target, out, indenters=indenters, quiet=True)
 
 
 def _training_task(training: Training) -> Task:

@@ -19,13 +19,12 @@ from genforce_collect.errors import ConfigError, DataError
 from genforce_train.checkpoint import load_checkpoint
 from genforce_train.losses import hinge, image_loss, perceptual_loss, pixel_places, place_loss
 from genforce_train.models.encoder import MarkerEncoder, freeze
-from genforce_train.models.m2m import CompactTranslator, FieldTranslator, Translator
+from genforce_train.models.m2m import CompactTranslator, Translator
 from genforce_train.models.sd_turbo import ClipDiscriminator, SdTurboTranslator
 from genforce_train.pairs import Pairs, read_pairs
 from genforce_train.train_encoder import load_encoder
-from genforce_train.train_field import load_field
 from genforce_train.training import Run, RunSettings, start, train_mode
-from genforce_train.translate import know_sensor, load_m2m, translate
+from genforce_train.translate import know_sensor, load_m2m, translate, translator_by
 from genforce_train.translations import TranslationScores, score_translations
 
 CHECKED = 40  # moments a pair of sensors that tell during training which checkpoint is best
@@ -181,8 +180,7 @@ def _new_net(
                 f"init={settings.init} has backbone {meta['model']}: give backbone={meta['model']}"
             )
     elif settings.backbone == "field":
-        net = FieldTranslator()
-        net.field = load_field(settings.field_model)
+        net = translator_by(settings.field_model)
     elif settings.backbone == "compact":
         net = CompactTranslator(settings.width, encoder=encoder)
     else:

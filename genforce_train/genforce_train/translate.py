@@ -23,6 +23,7 @@ from genforce_train.models.m2m import (
 )
 from genforce_train.models.sd_turbo import SdTurboTranslator
 from genforce_train.sequences import area_images, marker_images
+from genforce_train.train_field import load_field
 
 BACKBONES: dict[str, type[Translator]] = {
     "field": FieldTranslator,
@@ -47,6 +48,20 @@ def load_m2m(checkpoint: str | Path) -> tuple[Translator, dict[str, Any]]:
     net = BACKBONES[saved.meta["model"]](**saved.meta["shape"])
     saved.restore_model(net)
     return net.eval(), saved.meta
+
+
+def translator_by(field_model: str | Path) -> FieldTranslator:
+    """What translates by a field model alone, without a pair. Raises `DataError`."""
+    net = FieldTranslator()
+    net.field = load_field(field_model)
+    return net.eval()
+
+
+def load_translator(checkpoint: str | Path) -> Translator:
+    """The marker-to-marker model of a checkpoint, or what translates by a field model's."""
+    if load_checkpoint(checkpoint).meta.get("kind") == "field":
+        return translator_by(checkpoint)
+    return load_m2m(checkpoint)[0]
 
 
 def know_sensor(net: Translator, name: str, reference: np.ndarray) -> None:
@@ -89,7 +104,8 @@ def translate_data(
     device: str = "cpu",
     quiet: bool = False,
 ) -> Translated:
-    """Write the contacts of `source`, labels and all, as `target` would have seen them.
+    """Write the contacts of `source`, labels and all, as `target` would have seen them, by a
+    marker-to-marker model or by a field model.
 
     `reference` (38400,) is the target's; without, that of the data set. Contacts that are there
     already are left. Raises `DataError` where the source has no contacts, a reference is missing,
@@ -97,7 +113,7 @@ def translate_data(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: no CUDA device there; use cpu")
-    net, _ = load_m2m(checkpoint)
+    net = load_translator(checkpoint)
     keys = [
         key
         for key in data.contacts()

@@ -5,8 +5,13 @@ Examples:
   genforce translate runs/train/m2m/best.safetensors DATA --source array_1 --target circle_1 -o OUT
   genforce train force data=OUT sensors=circle_1
 
-The target's reference image is that of the data set, or --reference. A run that was stopped goes on
-with the contacts that are missing.
+  genforce translate models/field/field.safetensors DATA --source array_1 --target circle_1 -o OUT
+  genforce train force data=OUT sensors=circle_1 input=field \
+      field_model=models/field/field.safetensors init=FORCE_MODEL_OF_array_1
+
+A marker-to-marker model has learned from paired contacts; a field model needs none. The target's
+reference image is that of the data set, or --reference. A run that was stopped goes on with the
+contacts that are missing.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from genforce_collect.errors import DataError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `genforce translate`."""
     add = parser.add_argument
-    add("model", type=Path, help="best.safetensors of `genforce train m2m`")
+    add("model", type=Path, help="best.safetensors of `genforce train m2m`, or of `train field`")
     add("data", type=Path, help="data set in the training layout")
     add("--source", required=True, help="sensor whose contacts are translated")
     add("--target", required=True, help="sensor they are translated to; name of the result")

@@ -16,10 +16,12 @@ from genforce_train.checkpoint import load_checkpoint, save_checkpoint
 from genforce_train.evaluate import of_peak
 from genforce_train.experiment import EXPERIMENTS, ROADS, Recipe, carry_out, methods
 from genforce_train.experiment_report import curves, of_oracle, report
+from genforce_train.experiment_work import tests as tested_contacts
 from genforce_train.models.encoder import MarkerEncoder
 from genforce_train.models.field import FieldNet
-from genforce_train.train_force import ForceSettings
+from genforce_train.train_force import ForceSettings, split_of
 from genforce_train.train_force import train as train_force
+from genforce_train.train_m2m import M2mSettings, pairs_of
 
 SENSORS = ("toy_a", "toy_b")
 
@@ -99,6 +101,33 @@ def test_every_pair_and_method_is_scored_once(recipe, finished):
     assert all(p == lost[0] or p.parent == lost[1] for p in changed)
 
 
+def test_no_model_learns_from_presses_it_is_tested_on(data, recipe, finished):
+    out, _ = finished
+    cache = open_layout(data)
+    tested = {
+        (cache.keys[row].indenter, cache.keys[row].number)
+        for sensor in SENSORS
+        for rows in tested_contacts(cache, sensor, recipe.seed).values()
+        for row in rows
+    }
+    stages = set()
+    for path in out.glob("models/*/best.safetensors"):
+        saved = load_checkpoint(path).meta
+        if saved["kind"] == "m2m":
+            pairs = pairs_of(M2mSettings.model_validate(saved["settings"]))
+            names = pairs.contacts[pairs.uses["train"]]
+            learned = {(indenter, int(n)) for indenter, n in (name.split("/") for name in names)}
+        else:
+            settings = ForceSettings.model_validate(saved["settings"])
+            own = open_layout(settings.data)
+            keys = [own.keys[row] for row in split_of(settings, own).train]
+            learned = {(key.indenter, key.number) for key in keys}
+        assert learned
+        assert not learned & tested, path.parent.name
+        stages.add(path.parent.name.removeprefix("toy_a-toy_b_"))
+    assert {"field_1", "field_redrawn", "m2m_field_1", "toy_a_field"} <= stages
+
+
 def test_report_compares_with_the_oracle(recipe, finished):
     tmp_path, results = finished
     text = report(results, recipe, tmp_path)
@@ -158,10 +187,11 @@ def test_borrowed_labels_follow_the_way_and_not_the_clock(toy_contact, tmp_path)
 
 
 def test_other_gels_are_compared_by_each_way_to_their_labels_and_as_much_training(recipe, finished):
-    """By curves, by slides, by the slides alone; the oracle for as many steps as those had."""
+    """By redrawn contacts of one kind, curves, slides; and the oracle in as many steps."""
     gels = replace(recipe, experiment="softness", roads=("field",), shots=(4, 10))
     names = [method.name for method in methods(gels)]
-    assert names[3:8] == [
+    assert names[3:9] == [
+        "field, redrawn, compensated",
         "field, 4 pairs, compensated",
         "field, 4 pairs, calibrated",
         "field, 10 pairs, compensated",
@@ -169,6 +199,8 @@ def test_other_gels_are_compared_by_each_way_to_their_labels_and_as_much_trainin
         "field, slides",
     ]
     assert names[-2:] == ["oracle, 3 steps", "oracle on the field, 3 steps"]
+    shapes = methods(replace(gels, experiment="heterogeneous"))
+    assert not any(method.redrawn for method in shapes)
     some = replace(gels, methods=("field, 10 pairs, calibrated",))
     assert [method.name for method in methods(some)] == ["field, 10 pairs, calibrated", "oracle"]
     with pytest.raises(ConfigError, match="'field, 3 pairs': not one of 'source-only', 'field, 0"):
