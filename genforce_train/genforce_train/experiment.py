@@ -13,8 +13,8 @@ target's markers (redrawn) or on paired contacts, images translated to what the 
 presses on both sensors; the target's own forces are never used, save for the presses that give its
 force-depth curve (compensated), or where gels differ for two presses of each seen indenter with a
 slide, by which the source's labels are carried (calibrated). What those alone teach, as labelled
-contacts, is in the table too (slides), and so is what the target's own labels teach in as many
-steps as the adapted model had, on the source and after.
+contacts, is in the table too (slides), and so is what the source's and the target's own labels
+teach in as many steps as the adapted model had, on the source and after.
 
 Data are made where they are not given. Everything made is a file under --out and is not made
 twice: a run that was stopped goes on.
@@ -269,7 +269,12 @@ def methods(recipe: Recipe) -> list[Method]:
         found.append(Method("oracle on the field", oracle=True))
     if any(method.adapted for method in found):  # as long as the adapted models, in all
         steps = recipe.steps + recipe.adapt_steps
-        longer = [replace(method, steps=steps) for method in found if method.oracle]
+        alone = f"field, 0 pairs{corrected}"
+        longer = [
+            replace(method, steps=steps)
+            for method in found
+            if method.oracle or method.name == alone
+        ]
         found += [replace(method, name=f"{method.name}, {steps} steps") for method in longer]
     names = [method.name for method in found]
     if unknown := [name for name in recipe.methods if name not in names]:

@@ -198,7 +198,11 @@ def test_other_gels_are_compared_by_each_way_to_their_labels_and_as_much_trainin
         "field, 10 pairs, calibrated",
         "field, slides",
     ]
-    assert names[-2:] == ["oracle, 3 steps", "oracle on the field, 3 steps"]
+    assert names[-3:] == [
+        "field, 0 pairs, compensated, 3 steps",
+        "oracle, 3 steps",
+        "oracle on the field, 3 steps",
+    ]
     shapes = methods(replace(gels, experiment="heterogeneous"))
     assert not any(method.redrawn for method in shapes)
     some = replace(gels, methods=("field, 10 pairs, calibrated",))
