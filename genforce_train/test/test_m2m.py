@@ -28,7 +28,7 @@ from genforce_train.sequences import area_images
 from genforce_train.train_force import ForceSettings
 from genforce_train.train_force import train as train_force
 from genforce_train.train_m2m import M2mSettings, train
-from genforce_train.translate import load_m2m, translate, translate_data
+from genforce_train.translate import load_m2m, load_translator, translate, translate_data
 from genforce_train.translations import frechet_distance, score_translations
 
 SENSORS = ("left", "right")  # of paired_data; the second one's image is moved to the right
@@ -261,6 +261,17 @@ def test_a_translated_data_set_keeps_the_labels_and_trains(suffix, trained, data
     assert len(cache.rest("right")[0]) == 8
 
 
+def test_a_field_model_translates_without_any_pair(data, blank_field, tmp_path):
+    """A blank one, so that all is by what the source's markers are seen to miss."""
+    translate_data(blank_field, Layout(data), "left", "right", tmp_path, quiet=True)
+    made, true = Layout(tmp_path), Layout(data)
+    still = true.read_reference("right")
+    pairs = [(made.read(key).bits, true.read(key).bits) for key in made.contacts()]
+    scores = score_translations(still, pairs)
+    assert scores.rms_px < 0.7 * scores.moved_px
+    assert made.contacts() == [key for key in true.contacts() if key.sensor == "right"]
+
+
 def test_another_translation_does_not_go_into_the_same_folder(trained, data, tmp_path):
     checkpoint = trained[0] / "best.safetensors"
     translate_data(checkpoint, Layout(data), "left", "right", tmp_path, quiet=True)
@@ -324,5 +335,6 @@ def test_sensors_without_common_contacts_are_named(toy_contact, tmp_path):
 
 def test_a_force_checkpoint_is_no_translation(tmp_path):
     save_checkpoint(tmp_path / "x.safetensors", FieldNet(), {"kind": "force"})
-    with pytest.raises(DataError, match="expected one of m2m"):
-        load_m2m(tmp_path / "x.safetensors")
+    for load in (load_m2m, load_translator):
+        with pytest.raises(DataError, match="expected one of m2m"):
+            load(tmp_path / "x.safetensors")
