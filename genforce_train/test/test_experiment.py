@@ -10,13 +10,13 @@ import torch
 
 from genforce_collect.errors import ConfigError, DataError
 from genforce_collect.layout import Layout
+from genforce_train import experiment_work
 from genforce_train.borrow import borrowed_wrench, partners
 from genforce_train.cache import open_layout
 from genforce_train.checkpoint import load_checkpoint, save_checkpoint
 from genforce_train.evaluate import of_peak
 from genforce_train.experiment import EXPERIMENTS, ROADS, Recipe, carry_out, methods
 from genforce_train.experiment_report import curves, of_oracle, report
-from genforce_train.experiment_work import tests as tested_contacts
 from genforce_train.models.encoder import MarkerEncoder
 from genforce_train.models.field import FieldNet
 from genforce_train.train_force import ForceSettings, split_of
@@ -107,7 +107,7 @@ def test_no_model_learns_from_presses_it_is_tested_on(data, recipe, finished):
     tested = {
         (cache.keys[row].indenter, cache.keys[row].number)
         for sensor in SENSORS
-        for rows in tested_contacts(cache, sensor, recipe.seed).values()
+        for rows in experiment_work.tests(cache, sensor, recipe.seed).values()
         for row in rows
     }
     stages = set()
