@@ -245,10 +245,11 @@ def methods(recipe: Recipe) -> list[Method]:
     """The methods that are compared, in the order of the table. Raises `ConfigError`."""
     found = [Method("source-only", "markers")]
     corrected = ", compensated" * recipe.compensated
+    alone = Method(f"field, 0 pairs{corrected}", compensated=recipe.compensated)
     if "field" in recipe.roads:
         found.append(Method("field, 0 pairs"))
         if recipe.compensated:
-            found.append(Method(f"field, 0 pairs{corrected}", compensated=True))
+            found.append(alone)
         if recipe.redrawn:
             name = f"field, redrawn{corrected}"
             found.append(Method(name, redrawn=True, compensated=recipe.compensated))
@@ -269,11 +270,8 @@ def methods(recipe: Recipe) -> list[Method]:
         found.append(Method("oracle on the field", oracle=True))
     if any(method.adapted for method in found):  # as long as the adapted models, in all
         steps = recipe.steps + recipe.adapt_steps
-        alone = f"field, 0 pairs{corrected}"
         longer = [
-            replace(method, steps=steps)
-            for method in found
-            if method.oracle or method.name == alone
+            replace(method, steps=steps) for method in found if method.oracle or method == alone
         ]
         found += [replace(method, name=f"{method.name}, {steps} steps") for method in longer]
     names = [method.name for method in found]
