@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -119,12 +120,14 @@ class Collection:
 
 
 def collect(cell: Path, bag: Path, *words: str) -> subprocess.Popen[str]:
+    """Begun as by a script with `&`, whose shell has it ignore SIGINT."""
     command = (sys.executable, "-m", "genforce_bringup.cli", "collect", "--cell", str(cell))
     return subprocess.Popen(
         [*command, "--out", str(bag), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN),
     )
 
 

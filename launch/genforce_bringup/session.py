@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -148,14 +151,26 @@ class CollectClient:
     def run(
         self, goal: CollectIndent.Goal, on_feedback: Callable[[CollectIndent.Feedback], None]
     ) -> CollectIndent.Result:
-        """Send the goal and wait for its result; Ctrl-C cancels it, waits for the bag, re-raises.
+        """Send the goal and wait for its result; Ctrl-C cancels it, waits for the bag and raises
+        `KeyboardInterrupt`.
 
         Raises `DeviceError` when the graph dies or the action server does not come up.
         """
+        with interruptions() as interrupted:
+            return self._run(goal, on_feedback, interrupted)
+
+    def _run(
+        self,
+        goal: CollectIndent.Goal,
+        on_feedback: Callable[[CollectIndent.Feedback], None],
+        interrupted: threading.Event,
+    ) -> CollectIndent.Result:
         deadline = time.monotonic() + (SERVER_TIMEOUT_S if self._graph else DISCOVERY_TIMEOUT_S)
         while not (
             self._client.server_is_ready() and await_answer(self._executor, self._node, "indenter")
         ):
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             if self._graph:
                 self._graph.check()
             if time.monotonic() > deadline:
@@ -164,22 +179,42 @@ class CollectClient:
         sent = self._client.send_goal_async(
             goal, feedback_callback=lambda message: on_feedback(message.feedback)
         )
-        handle = self._wait(sent)
+        handle = self._wait(sent, interrupted)
         if not handle.accepted:
             raise GenforceError("the collection was refused: another one is running")
         finished = handle.get_result_async()
         try:
-            return self._wait(finished).result
+            return self._wait(finished, interrupted).result
         except KeyboardInterrupt:
             handle.cancel_goal_async()
             spin_until(self._executor, finished.done, CANCEL_TIMEOUT_S)
             raise
 
-    def _wait(self, future: Any) -> Any:
+    def _wait(self, future: Any, interrupted: threading.Event) -> Any:
         while not future.done():
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             if self._graph:
                 self._graph.check()
             elif not self._client.server_is_ready():
                 raise DeviceError("the graph that collects has ended; its own output says why")
             self._executor.spin_once(timeout_sec=SPIN_TIMEOUT_S)
         return future.result()
+
+
+@contextmanager
+def interruptions() -> Iterator[threading.Event]:
+    """Ctrl-C as an event to look at; `KeyboardInterrupt` at the end where nobody acted on it.
+
+    Raised inside a callback of the executor, `KeyboardInterrupt` may come out of it as another
+    error. And a shell has what a script starts in the background ignore SIGINT: nothing that moves
+    an arm may.
+    """
+    came = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: came.set())
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came.is_set():
+        raise KeyboardInterrupt
