@@ -96,6 +96,7 @@ class Recipe:
     painter_steps: int = 4  # of road compact for one of m2m, which begins from a trained network
     data: str = ""  # a layout with all the sensors; empty: virtual collections are made
     methods: tuple[str, ...] = ()  # names of those to compare with the oracle; empty: all
+    refinements: int = 0  # of the displacement that force models read
 
     @property
     def sensors(self) -> tuple[str, ...]:
@@ -127,6 +128,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", default="", help="layout with all the sensors; made where not given")
     add("--sensors", nargs="+", default=[], help="these instead of all the experiment's")
     add("--field", default=SHIPPED_FIELD, help=f"field model (default: {SHIPPED_FIELD})")
+    refined = "of its displacement, by the markers that it misses (default: 0)"
+    add("--refinements", type=int, choices=range(5), default=0, help=refined)
     add("--roads", nargs="+", choices=ROADS, default=["field", "m2m"], help="default: field m2m")
     add("--methods", nargs="+", default=[], metavar="NAME", help="rows of the table; all without")
     add("--contacts", type=int, help="an indenter, of the data (16)")
@@ -181,6 +184,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         seed=args.seed,
         data=args.data,
         methods=tuple(args.methods),
+        refinements=args.refinements,
     )
 
 

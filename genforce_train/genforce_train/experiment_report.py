@@ -65,6 +65,7 @@ def _page(
     words: list[object] = ["experiment", recipe.experiment, "-o", out, "--seed", recipe.seed]
     words += ["--contacts", recipe.contacts, "--steps", recipe.steps, "--shots", *recipe.shots]
     words += ["--roads", *recipe.roads, *(["--data", recipe.data] if recipe.data else [])]
+    words += ["--refinements", recipe.refinements] if recipe.refinements else []
     return Page(
         kind="experiment",
         title=title,

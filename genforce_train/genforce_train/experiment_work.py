@@ -125,11 +125,12 @@ class Work:
             "data": self.data,
             "unseen": UNSEEN_INDENTERS,
             "field_model": self.recipe.field_model,
+            "refinements": self.recipe.refinements,
             "steps": self.recipe.steps,
             "seed": self.recipe.seed,
         } | changes
         if values["input"] == "markers":
-            values["field_model"] = ""
+            values |= {"field_model": "", "refinements": 0}
         return self._training(name, "force", values)
 
     def _training(self, name: str, stage: str, values: dict[str, Any]) -> Training:
@@ -281,7 +282,7 @@ def _map_tasks(work: Work) -> list[Task]:
     makers = [partial(_change_maps, work.data)]
     if "field" in recipe.roads:
         data = [work.data] + [str(work.out / "calibration")] * recipe.calibrated
-        makers += [partial(_fields, one, recipe.field_model, recipe.sensors) for one in data]
+        makers += [partial(_fields, one, recipe) for one in data]
     return [Task("inputs", make, MAPS) for make in makers]
 
 
@@ -291,10 +292,10 @@ def _change_maps(data: str) -> None:
     source_of(ForceSettings(data=data), open_layout(data))
 
 
-def _fields(data: str, field_model: str, sensors: Sequence[str]) -> None:
+def _fields(data: str, recipe: Recipe) -> None:
     from genforce_train.train_field import fields_of
 
-    fields_of(field_model, open_layout(data), sensors)
+    fields_of(recipe.field_model, open_layout(data), recipe.sensors, recipe.refinements)
 
 
 def _redraw(work: Work, pair: Pair) -> None:

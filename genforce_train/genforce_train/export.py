@@ -36,7 +36,7 @@ from genforce_train.checkpoint import load_checkpoint
 from genforce_train.models.field import PX_PER_MM, FieldNet
 from genforce_train.models.force import MODELS, ChangeMaps, FieldForceNet, PaperForceNet
 from genforce_train.sequences import FrameSource, MarkerSource, frame_images, upright_images
-from genforce_train.train_field import load_field
+from genforce_train.train_field import load_reader
 from genforce_train.train_force import ForceSettings, predict, source_of, split_of
 
 OPSET = 17
@@ -179,7 +179,8 @@ def _write_graphs(
     example = torch.zeros(1, 2, height, width)
     if isinstance(net, FieldForceNet):
         field = folder / "field.onnx"
-        export_graph(load_field(settings.field_model), (example,), ("image",), ("field",), field)
+        reader = load_reader(settings.field_model, settings.refinements)
+        export_graph(reader, (example,), ("image",), ("field",), field)
         step, example = ForceStep(nn.Identity(), net), torch.zeros(1, 3, *net.size)
         export_graph(step, (example, state), ("field", "h"), outputs, force)
         px_per_mm = PX_PER_MM * width / WIDTH
@@ -206,7 +207,7 @@ def _stepwise(net: Any, settings: ForceSettings, sequences: Sequence[Tensor]) ->
     if isinstance(net, PaperForceNet):
         front = nn.Identity()
     elif isinstance(net, FieldForceNet):
-        front = load_field(settings.field_model)
+        front = load_reader(settings.field_model, settings.refinements)
     step, forces = ForceStep(front, net).eval(), []
     with torch.inference_mode():
         for sequence in sequences:

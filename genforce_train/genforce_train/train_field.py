@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from genforce_collect.config import load_sensor
@@ -26,6 +26,7 @@ from genforce_sim.fieldset import read_field_shard
 from genforce_train.cache import Cache
 from genforce_train.checkpoint import load_checkpoint
 from genforce_train.models.field import PX_PER_MM, FieldNet
+from genforce_train.models.refined import RefinedField
 from genforce_train.sequences import maps_of, marker_images, mountings, upright_images
 from genforce_train.training import Run, RunSettings, measure_norms, start, train_mode
 
@@ -211,9 +212,18 @@ def load_field(checkpoint: str | Path) -> FieldNet:
     return net.eval()
 
 
-def fields_of(checkpoint: str | Path, cache: Cache, sensors: Sequence[str]) -> np.ndarray:
+def load_reader(checkpoint: str | Path, refinements: int) -> nn.Module:
+    """What reads the displacement: the field model of a checkpoint, refined so many times by the
+    markers that it misses. Raises `DataError`."""
+    net = load_field(checkpoint)
+    return RefinedField(net, refinements).eval() if refinements else net
+
+
+def fields_of(
+    checkpoint: str | Path, cache: Cache, sensors: Sequence[str], refinements: int = 0
+) -> np.ndarray:
     """Fields (frames + rest frames, 3, 30, 40) float16 mm of all frames of a cache, of their
-    sensors as drawn: see `Registration.upright`.
+    sensors as drawn: see `Registration.upright` and `RefinedField`.
 
     Raises `DataError` where images of one of `sensors` are of quite another scale than the model's.
     """
@@ -230,8 +240,9 @@ def fields_of(checkpoint: str | Path, cache: Cache, sensors: Sequence[str]) -> n
     made_of = hashlib.sha256(Path(checkpoint).read_bytes())
     mounted = [np.hstack(astuple(mounting)) for mounting in mountings(cache)]
     made_of.update(np.round(mounted, 6).tobytes())
-    name = f"upright_{made_of.hexdigest()[:16]}"
-    return maps_of(cache, load_field(checkpoint), (3, 30, 40), name, upright_images)
+    name = f"upright_{made_of.hexdigest()[:16]}" + f"_refined_{refinements}" * bool(refinements)
+    reader = load_reader(checkpoint, refinements)
+    return maps_of(cache, reader, (3, 30, 40), name, upright_images)
 
 
 def summary(metrics: dict[str, Any]) -> str:

@@ -58,6 +58,7 @@ class ForceSettings(RunSettings):
     model: Literal["compact", "paper"] = "compact"
     input: Literal["markers", "field"] = "markers"  # field: read the gel's displacement instead
     field_model: str = ""  # checkpoint of `genforce train field`, for input=field
+    refinements: int = Field(0, ge=0, le=4)  # of that displacement, by the markers that it misses
     init: str = ""  # checkpoint of `genforce train force` to begin from
     labels_of: str = ""  # sensor whose labels of the same contacts stand for those of the others
     calibration: str = ""  # data set of both sensors (`--plan slide`): carry those labels by it
@@ -247,7 +248,8 @@ def source_of(settings: ForceSettings, cache: Cache) -> FrameSource:
     """The inputs a model with these settings reads."""
     if settings.input == "field":
         sensors = settings.sensors or tuple(cache.sensors)
-        return MapSource(fields_of(settings.field_model, cache, sensors), FieldForceNet.odd)
+        fields = fields_of(settings.field_model, cache, sensors, settings.refinements)
+        return MapSource(fields, FieldForceNet.odd)
     if settings.model == "paper":
         return MarkerSource(cache, PaperForceNet.size)
     shape = (len(CompactForceNet.channels), *CompactForceNet.size)
@@ -328,6 +330,8 @@ def _check(settings: ForceSettings) -> None:
         )
     if settings.input == "field" and not settings.field_model:
         raise ConfigError("input=field needs field_model=CHECKPOINT of `genforce train field`")
+    if settings.refinements and settings.input != "field":
+        raise ConfigError("refinements are of the displacement; give input=field, or 0 of them")
     if settings.input == "field" and settings.model != "compact":
         raise ConfigError("input=field has its own model; leave model=compact")
 

@@ -176,10 +176,16 @@ class FieldTranslator(Translator):
             self.placements(source[:, 1:]),
             self.placements(target_reference),
         )
-        field = self.field(source)
-        for _ in range(1 if self.training else self.corrections):
-            field = self._corrected(field, source, given)
+        field = self.displacement(source, given, 1 if self.training else self.corrections)
         return self._origins(field, given, wanted, len(self.grids))
+
+    def displacement(self, source: Tensor, given: Tensor, corrections: int) -> Tensor:
+        """The displacement (n, 3, 30, 40) that images (n, 2, h, w) of a sensor placed as `given`
+        (n or 1, 11) show, after so many corrections."""
+        field: Tensor = self.field(source)
+        for _ in range(corrections):
+            field = self._corrected(field, source, given)
+        return field
 
     def _corrected(self, field: Tensor, source: Tensor, given: Tensor) -> Tensor:
         """The displacement (n, 3, 30, 40), changed by how far it misses the source's markers."""
