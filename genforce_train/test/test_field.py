@@ -21,8 +21,9 @@ from genforce_sim.optics import Imperfections
 from genforce_sim.sensor import SimulatedSensor
 from genforce_train.cache import open_layout
 from genforce_train.export import export_force
-from genforce_train.models.field import FieldNet, FlowMaps
+from genforce_train.models.field import PX_PER_MM, FieldNet, FlowMaps
 from genforce_train.models.force import ChangeMaps
+from genforce_train.models.refined import RefinedField
 from genforce_train.sequences import marker_images
 from genforce_train.train_field import FieldSettings, FieldShards, fields_of, load_field
 from genforce_train.train_field import train as train_field
@@ -54,12 +55,13 @@ def test_field_training_beats_no_displacement(field):
     assert scores["rmse_mm"]["z"] < scores["signal_mm"]["z"]
 
 
-def trained_bundle(layout, field_model, folder, steps):
+def trained_bundle(layout, field_model, folder, steps, refinements=0):
     settings = ForceSettings(
         data=str(layout.root),
         out=str(folder / "out"),
         input="field",
         field_model=str(field_model),
+        refinements=refinements,
         steps=steps,
         frames=16,
         windows=(8,),
@@ -70,7 +72,8 @@ def trained_bundle(layout, field_model, folder, steps):
     return export_force(folder / "out/best.safetensors", folder / "bundle")
 
 
-def test_force_on_the_field_exports_as_two_stages(field, toy_contact, tmp_path):
+@pytest.mark.parametrize("refinements", [0, 1])
+def test_force_on_the_field_exports_as_two_stages(field, toy_contact, tmp_path, refinements):
     folder, _ = field
     layout = Layout(tmp_path / "data")
     for number in range(4):
@@ -78,7 +81,8 @@ def test_force_on_the_field_exports_as_two_stages(field, toy_contact, tmp_path):
     rest = toy_contact(0, frames=4)
     layout.write_reference("toy", rest.bits[0])
     layout.write_rest("toy", rest.bits[:1].repeat(8, 0), np.zeros((8, 6)))
-    bundle = trained_bundle(layout, folder / "out/best.safetensors", tmp_path, steps=4)
+    field_model = folder / "out/best.safetensors"
+    bundle = trained_bundle(layout, field_model, tmp_path, 4, refinements)
     assert bundle.manifest.mode == "field"
     assert bundle.manifest.input.px_per_mm == pytest.approx(6.75)
     assert not Parity.in_manifest(bundle.manifest).problem("fp32")
@@ -151,6 +155,24 @@ def test_mirrored_scene_has_mirrored_change_maps():
         maps = ChangeMaps()(images).flip(axis)
         maps[:, odd] *= -1
         torch.testing.assert_close(ChangeMaps()(images.flip(axis)), maps, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_a_field_model_misses_is_added_by_refinement(times):
+    blind = FieldNet().eval()
+    torch.nn.init.zeros_(blind.head.weight)
+    with torch.no_grad():
+        blind.head.bias[:] = torch.tensor([0.0, 0.05, 0.02]) / blind.unit_mm
+    still = torch.rand(120, 160, generator=torch.Generator().manual_seed(0)).round()
+    images = torch.stack([still.roll(1, 1), still])[None]  # moved right by 4 px of the whole image
+    refined = RefinedField(blind, times)(images)[0, :, 2:-2, 2:-2].mean((1, 2)).tolist()
+    assert refined == pytest.approx([4 / PX_PER_MM, 0.0, 0.02], abs=0.05 / times)
+
+
+def test_refinements_of_what_a_model_does_not_read_are_refused(tmp_path):
+    settings = ForceSettings(data=str(tmp_path), refinements=1)
+    with pytest.raises(ConfigError, match="refinements are of the displacement; give input=field"):
+        train_force(settings)
 
 
 def test_too_few_shards_are_named(tmp_path):
