@@ -22,7 +22,8 @@ class RefinedField(nn.Module):
         self.carrier = FieldTranslator()
         self.carrier.field = net
         self.carrier.eval()
-        self.register_buffer("drawn", self.carrier.placements(torch.zeros(1, 1, *self.size)))
+        drawn = self.carrier.placements(torch.zeros(1, 1, *self.size))
+        self.register_buffer("drawn", drawn.detach())
         self.drawn: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
