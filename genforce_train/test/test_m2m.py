@@ -172,7 +172,7 @@ def test_a_sensor_of_another_scale_shows_the_same_millimetres():
 
 def test_what_a_turned_camera_sees_move_is_turned_back():
     net, own, other = sees_0_3_mm()
-    net.corrections = 0
+    net.refinements = 0
     net.know(own, Drawing(mounting=Registration(turn_rad=0.2, scale=1.1)))
     net.know(other, Drawing())
     origins = net.origins(torch.stack([own, own])[None], other[None, None])[0].detach()

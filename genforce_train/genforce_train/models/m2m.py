@@ -127,7 +127,7 @@ class FieldTranslator(Translator):
     # is interpolated.
     grids = ((30, 40), (60, 80))
     iterations = (3, 2)
-    corrections = 2  # one in training: what it leaves tells the network more
+    refinements = 2  # one in training: what it leaves tells the network more
 
     def __init__(self, sensors: int = 0) -> None:
         super().__init__()
@@ -176,18 +176,18 @@ class FieldTranslator(Translator):
             self.placements(source[:, 1:]),
             self.placements(target_reference),
         )
-        field = self.displacement(source, given, 1 if self.training else self.corrections)
+        field = self.displacement(source, given, 1 if self.training else self.refinements)
         return self._origins(field, given, wanted, len(self.grids))
 
-    def displacement(self, source: Tensor, given: Tensor, corrections: int) -> Tensor:
+    def displacement(self, source: Tensor, given: Tensor, refinements: int) -> Tensor:
         """The displacement (n, 3, 30, 40) that images (n, 2, h, w) of a sensor placed as `given`
-        (n or 1, 11) show, after so many corrections."""
+        (n or 1, 11) show, after so many refinements."""
         field: Tensor = self.field(source)
-        for _ in range(corrections):
-            field = self._corrected(field, source, given)
+        for _ in range(refinements):
+            field = self._refined(field, source, given)
         return field
 
-    def _corrected(self, field: Tensor, source: Tensor, given: Tensor) -> Tensor:
+    def _refined(self, field: Tensor, source: Tensor, given: Tensor) -> Tensor:
         """The displacement (n, 3, 30, 40), changed by how far it misses the source's markers."""
         carried = carry(source[:, 1:], self._origins(field, given, given, 1))
         with torch.autocast(source.device.type, enabled=False):  # differences of near equals

@@ -21,10 +21,9 @@ class RefinedField(nn.Module):
         self.refinements = refinements
         self.carrier = FieldTranslator()
         self.carrier.field = net
-        self.carrier.eval()
+        self.drawn: Tensor
         drawn = self.carrier.placements(torch.zeros(1, 1, *self.size))
         self.register_buffer("drawn", drawn.detach())
-        self.drawn: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 2, 120, 160) -> (n, 3, 30, 40) mm."""
