@@ -39,6 +39,8 @@ SERVER_TIMEOUT_S = 90.0  # the end of the graph is noticed before
 DISCOVERY_TIMEOUT_S = 10.0  # for a graph that runs already
 NOT_IN_TIME = "the collection action did not come up; see the graph's log"
 NOBODY_COLLECTS = "no graph that collects is up; start one: genforce up collect_indent"
+NOT_ANSWERED = "the collection action does not answer; see the graph's log"
+ACCEPT_TIMEOUT_S = 10.0
 CANCEL_TIMEOUT_S = 10.0
 
 
@@ -179,7 +181,10 @@ class CollectClient:
         sent = self._client.send_goal_async(
             goal, feedback_callback=lambda message: on_feedback(message.feedback)
         )
-        handle = self._wait(sent, interrupted)
+        # Only what has been accepted can be cancelled, so Ctrl-C waits for that.
+        if not spin_until(self._executor, sent.done, ACCEPT_TIMEOUT_S):
+            raise DeviceError(NOT_ANSWERED)
+        handle = sent.result()
         if not handle.accepted:
             raise GenforceError("the collection was refused: another one is running")
         finished = handle.get_result_async()

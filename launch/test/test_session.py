@@ -4,14 +4,47 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from genforce_bringup.session import interruptions, why_ended
+from genforce_bringup.session import CollectClient, interruptions, why_ended
+from genforce_msgs.action import CollectIndent
 
 CAMERA_CAME_BACK = """\
 12:00:01 camera | error: camera /dev/video0: cannot be opened
 12:00:01 graph  | camera died (exit code 3): starting it again
+"""
+
+# The operator's Ctrl-C arrives before the goal is accepted.
+INTERRUPTING_SERVER = """
+import os, signal, time
+import rclpy
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.executors import MultiThreadedExecutor
+from genforce_msgs.action import CollectIndent
+
+def interrupt(goal):
+    os.kill(os.getppid(), signal.SIGINT)
+    return GoalResponse.ACCEPT
+
+def execute(handle):
+    while not handle.is_cancel_requested:
+        time.sleep(0.01)
+    print("cancelled", flush=True)
+    handle.canceled()
+    return CollectIndent.Result()
+
+rclpy.init()
+node = rclpy.create_node("indenter", namespace="genforce")
+server = ActionServer(
+    node, CollectIndent, "collect_indent", execute,
+    goal_callback=interrupt, cancel_callback=lambda _: CancelResponse.ACCEPT,
+)
+executor = MultiThreadedExecutor(2)
+executor.add_node(node)
+executor.spin()
 """
 
 
@@ -68,3 +101,16 @@ def test_an_error_in_an_interrupted_collection_is_not_covered_up():
 
     with pytest.raises(ValueError, match="of its own"):
         collect()
+
+
+@pytest.mark.live
+def test_ctrl_c_while_a_goal_is_sent_cancels_it():
+    """Nothing else would end it on a graph that was started before."""
+    words = [sys.executable, "-c", INTERRUPTING_SERVER]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            with CollectClient(graph=None) as client, pytest.raises(KeyboardInterrupt):
+                client.run(CollectIndent.Goal(), lambda _: None)
+        finally:
+            server.kill()
+        assert server.stdout.read() == "cancelled\n"
