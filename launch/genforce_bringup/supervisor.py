@@ -37,10 +37,13 @@ class Supervisor:
         self._width = max(map(len, self._commands))
 
     async def run(self) -> int:
-        """Run until SIGINT, SIGTERM or the end of a process that is not started again, whose exit
-        code it returns."""
+        """Run until SIGINT, SIGTERM, SIGHUP or the end of a process that is not started again,
+        whose exit code it returns."""
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        signums = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            signums.append(signal.SIGHUP)
+        for signum in signums:
             loop.add_signal_handler(signum, self._end, 128 + signum, f"{signum.name} received")
         tasks = {label: loop.create_task(self._keep(label)) for label in self._commands}
         await self._ending.wait()
@@ -92,10 +95,10 @@ class Supervisor:
             self._say(label, line.decode(errors="replace").rstrip("\n"))
 
     def _end(self, returncode: int, why: str) -> None:
-        self._say("", why)
         if not self._ending.is_set():
             self._returncode = returncode
             self._ending.set()
+        self._say("", why)
 
     def _signal(self, labels: Iterable[str], signum: signal.Signals) -> None:
         for label in labels:
@@ -108,7 +111,12 @@ class Supervisor:
         if sys.stdout.isatty():
             colour = 31 + [*self._commands, ""].index(label) % 6
             head = f"\033[{colour}m{head}\033[0m"
-        print(f"{head}{text}", flush=True)
+        try:
+            print(f"{head}{text}", flush=True)
+        except OSError:  # the terminal is closed, or the reader of a pipe ended first
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, sys.stdout.fileno())
+            os.close(silence)
 
 
 async def _ended(tasks: Iterable[asyncio.Task[None]], timeout_s: float) -> None:

@@ -121,18 +121,55 @@ def test_what_a_killed_process_had_started_ends_with_it(tmp_path: Path):
     assert not alive
 
 
-def test_a_killed_supervisor_leaves_nothing_behind(tmp_path: Path):
+def start(child: str) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """A supervisor in a process of its own, and its child, which prints its pid first."""
     text = (
-        "import asyncio\nfrom genforce_bringup.graph import Process\n"
+        "import asyncio, sys\nfrom genforce_bringup.graph import Process\n"
         "from genforce_bringup.supervisor import Supervisor\n"
-        f"argv = {script('print(os.getpid()); time.sleep(60)')!r}\n"
-        "asyncio.run(Supervisor([Process('p', 'one')], [argv]).run())"
+        f"argv = {script(child)!r}\n"
+        "sys.exit(asyncio.run(Supervisor([Process('p', 'one')], [argv]).run()))"
     )
     supervisor = subprocess.Popen(
         [sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=os.environ
     )
     assert supervisor.stdout is not None
-    child = psutil.Process(int(supervisor.stdout.readline().split("|")[1]))
+    return supervisor, psutil.Process(int(supervisor.stdout.readline().split("|")[1]))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_graph_ends_in_order_although_nobody_reads_its_output(tmp_path: Path, signum: int):
+    """Ctrl-C ends the reader of `genforce up ... | tee log` too; a closed terminal sends SIGHUP."""
+    asked = tmp_path / "asked"
+    supervisor, child = start(
+        f"signal.signal(signal.SIGTERM, lambda *_: (print('last words'), time.sleep(0.5),\n"
+        f"    pathlib.Path({str(asked)!r}).touch(), sys.exit(0)))\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(60)"
+    )
+    assert supervisor.stdout is not None
+    supervisor.stdout.close()
+    supervisor.send_signal(signum)
+    assert supervisor.wait(20) == 128 + signum
+    assert asked.exists(), "it had the time to end by itself"
+    assert not child.is_running()
+
+
+def test_what_processes_say_to_nobody_does_not_hold_them_up(tmp_path: Path):
+    done = tmp_path / "done"
+    supervisor, _ = start(
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(1)\n"
+        "for _ in range(5000): print('x' * 100)\n"
+        f"pathlib.Path({str(done)!r}).touch()"
+    )
+    assert supervisor.stdout is not None
+    supervisor.stdout.close()
+    supervisor.wait(20)
+    assert done.exists()
+
+
+def test_a_killed_supervisor_leaves_nothing_behind():
+    supervisor, child = start("print(os.getpid(), flush=True); time.sleep(60)")
     supervisor.kill()
     supervisor.wait()
     psutil.wait_procs([child], timeout=10)
