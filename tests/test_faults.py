@@ -225,3 +225,20 @@ def test_ctrl_c_twice_still_closes_the_bag_and_leaves_no_process(collection, tmp
     assert code == 130, text
     assert "repaired" not in verify(tmp_path / "bag").metadata
     assert "ended by the operator" in reasons(tmp_path / "bag")
+
+
+def test_a_press_beyond_the_force_limit_ends_the_run_tip_out_of_the_gel(
+    collection, fast_cell, tmp_path
+):
+    data = yaml.safe_load(fast_cell.read_text())
+    data["limits"]["force_n"] = [8.0, 8.0, 0.5]
+    fast_cell.write_text(yaml.safe_dump(data))
+    collection.start(5)
+    code, text = collection.finish()
+    assert code != 0
+    assert "3 contacts in a row broke off: force Fz" in text
+    bag = tmp_path / "bag"
+    assert all("is beyond 0.5 N" in reason for reason in reasons(bag)), reasons(bag)
+    with BagReader(bag) as reader:
+        *_, last = reader.messages([f"/{NAMESPACE}/robot/tcp_pose"])
+    assert last.message.pose.position.z > 0.0019, "clear of the gel"

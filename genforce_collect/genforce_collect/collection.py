@@ -141,10 +141,12 @@ class Rig(Protocol):
         """Where the tip is now, in the sensor frame (m)."""
 
     def move(self, target: Vector3, speed_m_s: float) -> None:
-        """Move to a position in the sensor frame (m). Raises `ContactBroken`."""
+        """Move to a position in the sensor frame (m). Raises `ContactBroken`; where the guard ended
+        the move, once the robot has backed off.
+        """
 
     def halt(self) -> None:
-        """Stop the robot at once."""
+        """Stop a move that is under way at once."""
 
     def recover(self) -> None:
         """Make the robot ready after a failure. Raises `DeviceError` where that fails."""

@@ -73,6 +73,7 @@ RECOVER_TIMEOUT_S = 20.0
 CALL_TIMEOUT_S = 5.0
 ZERO_TIMEOUT_S = 10.0
 HALT_TIMEOUT_S = 1.0
+STATE_AGE_S = 0.15  # a robot/state this much later than an event was published after it
 SILENT_S = 2.0  # a needed stream without news for longer ends the contact
 LAST_WORD_S = 1.0  # a stream silent for longer at the end of the graph is why it ended
 RECORDER_SILENT_S = 3.0  # it reports five times a second
@@ -285,7 +286,7 @@ class RosRig:
         self._recorder_error = ""
         self._recorded: frozenset[str] = frozenset()  # topics of which the bag holds something
         self._recorder_heard_at = -math.inf
-        self._motion: Future | None = None  # result of the move in progress
+        self._motion: Future | None = None  # result of the newest move; None while unknown
         for message_type, topic, callback, qos in (
             (StreamTimes, "stream_times", self._on_stream_times, stream_qos(100)),
             (RobotState, "robot/state", self._on_state, LATCHED_QOS),
@@ -330,24 +331,38 @@ class RosRig:
         limit_s = 5.0 + 3 * move_duration(distance, goal.speed, goal.acceleration)
         if gone := self._robot_gone():
             raise ContactBroken(gone)
+        self._motion = None  # until it is accepted, nobody knows whether the robot moves
         handle = self._wait_moving(self._mover.send_goal_async(goal), limit_s)
         if not handle.accepted:
             raise ContactBroken(f"the robot refused to move: {self._state.message or 'busy'}")
         self._motion = handle.get_result_async()
         result = self._wait_moving(self._motion, limit_s).result
         if not result.success:
+            self._await_rest()
             raise ContactBroken(result.message)
 
     def halt(self) -> None:
+        motion = self._motion
+        if motion is not None and motion.done():
+            return  # what moves now is a retreat of the guard
         client = self._clients["robot/stop"]
         if client.service_is_ready():
             client.call_async(Trigger.Request())
-            motion = self._motion
             spin_until(
                 self._executor,
                 lambda: motion is None or motion.done() or bool(self._robot_gone()),
                 HALT_TIMEOUT_S,
             )
+
+    def _await_rest(self) -> None:
+        """Let the robot end what it does by itself: after too much force it backs off."""
+        begun = time.monotonic()
+
+        def rests() -> bool:
+            told = self._state_heard_at > begun + STATE_AGE_S
+            return (told and not self._state.moving) or bool(self._robot_gone())
+
+        spin_until(self._executor, rests, RECOVER_TIMEOUT_S)
 
     def recover(self) -> None:
         self.rest(0.2)
