@@ -25,7 +25,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -36,7 +36,8 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from genforce_collect.config import Positive, Section
 from genforce_collect.errors import DataError
-from genforce_collect.markers.packing import unpack_mask
+from genforce_collect.markers.packing import HEIGHT, WIDTH, unpack_mask
+from genforce_infer.preprocess import IMAGE_STATISTICS
 
 MANIFEST = "manifest.json"
 TARGET_REFERENCE = "target_reference.npy"  # np.packbits of the 480 x 640 mask
@@ -60,6 +61,17 @@ class InputSpec(Section):
     px_per_mm: Positive | None = None
     # Whether frames are brought to where the sensor as drawn would show them, by the reference.
     upright: bool = False
+
+    @property
+    def exceeds_frame(self) -> bool:
+        """Whether a whole frame cannot be averaged to it."""
+        return self.height > HEIGHT or self.width > WIDTH
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InputSpec:
+        if self.px_per_mm is None and self.exceeds_frame:
+            raise ValueError(f"larger than a frame of {HEIGHT} x {WIDTH}; it needs px_per_mm")
+        return self
 
 
 class StateSpec(Section):
@@ -158,6 +170,8 @@ class Manifest(Section):
         expected = {"direct": 1, "field": 2, "translate": 2}[self.mode]
         if self.kind == "force" and len(self.stages) != expected:
             raise ValueError(f"mode {self.mode} has {expected} stages, found {len(self.stages)}")
+        if TARGET_REFERENCE in self.files and self.input.exceeds_frame:
+            raise ValueError(f"input is larger than {TARGET_REFERENCE}, {HEIGHT} x {WIDTH}")
         return self
 
 
@@ -225,6 +239,13 @@ def read_bundle(folder: Path | str) -> Bundle:
     Raises `DataError` naming the file and the field that do not fit.
     """
     folder = Path(folder)
+    try:
+        return _read(folder)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: {error.strerror}") from error
+
+
+def _read(folder: Path) -> Bundle:
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder}: no {MANIFEST} there; give the folder of a model bundle")
     manifest = _parse(folder / MANIFEST, Manifest)
@@ -242,6 +263,12 @@ def read_bundle(folder: Path | str) -> Bundle:
         reference = _read_mask(folder / TARGET_REFERENCE)
     if manifest.out_of_distribution:
         statistics = _read_statistics(folder / STATISTICS)
+        length = len(statistics.mean)
+        if manifest.out_of_distribution.source == "image" and length != IMAGE_STATISTICS:
+            raise DataError(
+                f"{folder / STATISTICS}: mean of {length} numbers; of an image there are "
+                f"{IMAGE_STATISTICS}"
+            )
     _check_graphs(folder, manifest, statistics)
     return Bundle(folder, manifest, reference, statistics)
 
@@ -257,8 +284,6 @@ def hand_on(offered: Mapping[str, _Any], outputs: Mapping[str, _Any]) -> dict[st
 def _parse(path: Path, model: type[_Model]) -> _Model:
     try:
         return model.model_validate_json(path.read_text())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
         problems = (
             f"{'.'.join(map(str, p['loc'])) or '(whole file)'}: "
@@ -335,10 +360,12 @@ def _check_graphs(folder: Path, manifest: Manifest, statistics: Statistics | Non
         if opset != manifest.opset:
             raise DataError(f"{path}: opset {opset}, but the manifest says opset: {manifest.opset}")
         weights = {item.name for item in graph.initializer}
+        inputs = [item for item in graph.input if item.name not in weights]
+        for item in (*inputs, *graph.output):
+            if item.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+                raise DataError(f"{path}: '{item.name}' is not a tensor of float32")
         outputs = _shapes(graph.output)
-        for tensor, shape in _shapes(graph.input).items():
-            if tensor in weights:
-                continue
+        for tensor, shape in _shapes(inputs).items():
             if tensor in states:
                 unused.discard(tensor)
                 _fit(path, tensor, shape, states[tensor], "state")
@@ -382,7 +409,7 @@ def _load_graph(path: Path) -> tuple[onnx.GraphProto, int]:
     return model.graph, max(opsets)
 
 
-def _shapes(values: list[onnx.ValueInfoProto]) -> dict[str, _Open]:
+def _shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, _Open]:
     return {
         value.name: tuple(
             dim.dim_value if dim.HasField("dim_value") else None

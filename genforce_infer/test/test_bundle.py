@@ -1,17 +1,30 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from genforce_collect.errors import DataError
-from genforce_infer.bundle import MANIFEST, STATISTICS, Bundle, read_bundle, write_bundle
+from genforce_collect.markers.packing import pack_mask
+from genforce_infer.bundle import (
+    MANIFEST,
+    STATISTICS,
+    TARGET_REFERENCE,
+    Bundle,
+    Statistics,
+    read_bundle,
+    write_bundle,
+)
+from genforce_infer.preprocess import IMAGE_STATISTICS
 
 MakeBundle = Callable[..., Bundle]
 
@@ -59,6 +72,8 @@ def test_a_changed_byte_in_a_graph_is_refused(make_bundle: MakeBundle) -> None:
         (lambda m: m["files"].update({"more.onnx": "0"}), r"more\.onnx: missing"),
         (lambda m: m["files"].clear(), r"files: force\.onnx missing"),
         (lambda m: m.update(mode="field"), "mode field has 2 stages, found 1"),
+        (lambda m: m["input"].update(height=481), "input: .*larger than a frame .* px_per_mm"),
+        (lambda m: m["files"].update({"x" * 300: "0"}), "File name too long"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused_by_name(
@@ -111,6 +126,12 @@ def test_a_translation_needs_the_reference_of_its_source(
         write_bundle(tmp_path / "bundle", manifest, models.translate())
 
 
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def npz(**arrays: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -139,6 +160,63 @@ def test_statistics_that_do_not_fit_are_refused(
     files = {"force.onnx": models.force()} | ({STATISTICS: content} if content else {})
     with pytest.raises(DataError, match=text):
         write_bundle(tmp_path / "bundle", manifest, files)
+
+
+def test_statistics_of_an_image_are_as_many_as_are_taken_of_one(
+    tmp_path: Path, models: SimpleNamespace
+) -> None:
+    manifest = models.manifest(out_of_distribution={"source": "image", "threshold": 1.0})
+    for length, fits in ((IMAGE_STATISTICS, True), (3, False)):
+        usual = Statistics(np.zeros(length, np.float32), np.eye(length, dtype=np.float32))
+        files = {"force.onnx": models.force(), STATISTICS: usual.to_npz()}
+        with nullcontext() if fits else pytest.raises(DataError, match="mean of 3 numbers"):
+            write_bundle(tmp_path / "bundle", manifest, files)
+
+
+def test_a_source_reference_smaller_than_the_input_is_refused(
+    tmp_path: Path, models: SimpleNamespace
+) -> None:
+    folder = write_bundle(
+        tmp_path / "bundle",
+        models.manifest(
+            mode="translate",
+            stages=("translate.onnx", "force.onnx"),
+            input={"height": models.height, "width": models.width, "px_per_mm": 20.0},
+        ),
+        models.translate() | {TARGET_REFERENCE: npy(pack_mask(np.zeros((480, 640), np.uint8)))},
+    ).folder
+    edit_manifest(folder, lambda m: m["input"].update(height=481))
+    with pytest.raises(DataError, match=r"input is larger than target_reference\.npy"):
+        read_bundle(folder)
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_bundle().folder
+    whole = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == "force.onnx":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"force\.onnx: Permission denied"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["image", "force"])
+def test_graphs_that_do_not_work_in_float32_are_refused(
+    tmp_path: Path, models: SimpleNamespace, name: str
+) -> None:
+    model = onnx.load_model_from_string(models.force())
+    for item in (*model.graph.input, *model.graph.output):
+        if item.name == name:
+            item.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    files = {"force.onnx": model.SerializeToString()}
+    with pytest.raises(DataError, match=rf"force\.onnx: '{name}' is not a tensor of float32"):
+        write_bundle(tmp_path / "bundle", models.manifest(), files)
 
 
 def test_stages_that_do_not_fit_each_other_are_refused(
