@@ -300,6 +300,33 @@ def test_hot_swap_answers_every_frame_and_a_broken_bundle_changes_nothing(
         assert ids == ["moments"] * switch + ["new"] * (len(ids) - switch)
 
 
+def test_services_answer_and_go_on_whatever_goes_wrong_in_one(
+    make_bundle: MakeBundle, make_camera: MakeCamera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("odd")
+
+    for name in ("_load_model", "_set_reference"):
+        monkeypatch.setattr(ForceEstimator, name, fail)
+    with estimator(make_bundle()) as node:
+        camera = make_camera(node)
+        for kind, name in ((LoadModel, "load_model"), (Trigger, "set_reference")) * 2:
+            answer = camera.call(kind, f"array_1/{name}", kind.Request())
+            assert not answer.success
+            assert answer.message == "internal error: RuntimeError('odd')"
+
+
+def test_whatever_keeps_it_from_starting_is_told(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(ForceEstimator, "_open", fail)
+    with pytest.raises(RuntimeError, match="odd"), estimator(make_bundle()):
+        pass
+
+
 def test_two_estimators_on_one_topic_leave_one_and_say_so(
     make_bundle: MakeBundle, make_camera: MakeCamera, make_dots: MakeDots
 ) -> None:

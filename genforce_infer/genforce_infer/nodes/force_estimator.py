@@ -18,7 +18,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,9 +123,10 @@ class ForceEstimator(LifecycleNode):
                 )
             self._channels = [self._make_channel(s, m) for s, m in self._sensors_and_models()]
             self._take_priority(self._value("realtime_priority"))
-        except GenforceError as error:
+        except Exception as error:  # rclpy would swallow it
             self._failure = error
-            self.get_logger().error(str(error))
+            known = isinstance(error, GenforceError)
+            self.get_logger().error(str(error) if known else traceback.format_exc())
             return TransitionCallbackReturn.FAILURE
         self._service_thread.serve(self._channels, self._load_model, self._set_reference)
         return TransitionCallbackReturn.SUCCESS
@@ -537,11 +539,8 @@ class _ServiceThread:
         request: LoadModel.Request,
         response: LoadModel.Response,
     ) -> LoadModel.Response:
-        try:
+        with self._answering(response):
             response.model_id = load_model(channel, request.bundle)
-            response.success = True
-        except GenforceError as error:
-            response.message = str(error)
         return response
 
     def _on_set_reference(
@@ -551,12 +550,21 @@ class _ServiceThread:
         request: Trigger.Request,
         response: Trigger.Response,
     ) -> Trigger.Response:
-        try:
+        with self._answering(response):
             response.message = set_reference(channel)
+        return response
+
+    @contextmanager
+    def _answering(self, response: Any) -> Iterator[None]:
+        """Answer with what went wrong; it must not end the thread."""
+        try:
+            yield
             response.success = True
         except GenforceError as error:
             response.message = str(error)
-        return response
+        except Exception as error:
+            self._node.get_logger().error(traceback.format_exc())
+            response.message = f"internal error: {error!r}"
 
 
 def _listed(text: str) -> list[str]:
