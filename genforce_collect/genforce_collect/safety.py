@@ -17,6 +17,7 @@ from genforce_collect.geometry import distance
 AXES = "xyz"
 IN_FLIGHT_MARGIN_M = 5e-4  # a controlled path is not exact
 TURN_RADIUS_M = 0.25  # a turn counts like a straight move of this radius
+STOPPED_ON_REQUEST = "stopped on request"  # what `robot/stop` ends a move with
 
 
 class BreachKind(Enum):

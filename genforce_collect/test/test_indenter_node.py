@@ -38,6 +38,7 @@ from genforce_collect.nodes.common import (
     spin_until,
     to_stamp,
 )
+from genforce_collect.safety import STOPPED_ON_REQUEST
 from genforce_collect.trajectory import Phase
 from genforce_collect.verification import BagReport, verify
 from genforce_msgs.action import CollectIndent, MoveLinear
@@ -95,7 +96,12 @@ class FakeCell(Node):
         self._thread.start()
 
     def publish_state(self) -> None:
-        state = RobotState(seq=self._state_count, connected=True, ready=True)
+        self._tell_state("")
+
+    def _tell_state(self, message: str) -> None:
+        state = RobotState(
+            seq=self._state_count, connected=True, ready=not message, message=message
+        )
         state.header.stamp = to_stamp(time.time_ns())
         self._state.publish(state)
         self._state_count += 1
@@ -104,13 +110,18 @@ class FakeCell(Node):
         def answer(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
             self.calls.append(name)
             if name == "robot/stop":
-                self._halt.set()
+                self.stop()
             response.success = name != "array_1/set_reference" or not self.refusals
             self.refusals -= not response.success
             response.message = "" if response.success else "2 good frames in a row"
             return response
 
         return answer
+
+    def stop(self) -> None:
+        """What a call of robot/stop does."""
+        self._halt.set()
+        self._tell_state(STOPPED_ON_REQUEST)
 
     async def _move(self, handle) -> MoveLinear.Result:
         finished = Future(executor=self.executor)
@@ -131,7 +142,7 @@ class FakeCell(Node):
         begun = time.monotonic()
         while (part := (time.monotonic() - begun) / max(duration, 1e-9)) < 1:
             if self._halt.wait(0.002):
-                finished.set_result("stopped on request")
+                finished.set_result(STOPPED_ON_REQUEST)
                 return
             self.position = [a + (b - a) * part for a, b in zip(start, target, strict=True)]
             if part > 0.5 and (reason := self.fail_next(target)):
@@ -497,6 +508,24 @@ def test_cancel_stops_the_robot_retracts_and_closes_the_bag(session: Session):
     assert "robot/stop" in session.cell.calls
     assert session.cell.position[2] >= 0.002
     assert checked(result).whole_contacts == set(range(result.contacts))
+
+
+@pytest.mark.parametrize("at", ["in a move", "between two moves"])
+def test_a_stop_by_another_ends_the_run_with_the_tip_out_of_the_gel(session: Session, at: str):
+    plan = session.folder / "dwell.yaml"
+    plan.write_text("dwell_s: 1.0\n")
+    delay_s = 0.0 if at == "in a move" else 0.5
+
+    def stop() -> None:
+        threading.Timer(delay_s, session.cell.stop).start() if delay_s else session.cell.stop()
+
+    in_a_contact(session, 1, stop)
+    bag = session.folder / f"stopped {at}"
+    result = session.run(bag=str(bag), plan=str(plan), contacts=[0, 1])
+    assert not result.success
+    assert "somebody called robot/stop" in result.message
+    assert session.cell.position[2] >= 0.002
+    assert [c.reason for c in verify(bag).contacts] == [result.message]
 
 
 def test_a_second_collector_is_refused_while_one_runs(session: Session):

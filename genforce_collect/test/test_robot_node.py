@@ -39,6 +39,7 @@ from genforce_collect.nodes.common import (
     stream_qos,
     to_stamp,
 )
+from genforce_collect.safety import STOPPED_ON_REQUEST
 from genforce_msgs.action import MoveLinear
 from genforce_msgs.msg import RobotState, StreamTimes
 from genforce_sim.devices.ur_controller import UrController
@@ -278,8 +279,16 @@ def test_cancel_and_stop_end_a_move(bench):
     assert bench.call("stop").success
     result = bench.finish(handle)
     assert result.status == GoalStatus.STATUS_ABORTED
-    assert "stopped on request" in result.result.message
+    assert result.result.message == STOPPED_ON_REQUEST
     assert bench.spin(bench.still)
+
+
+def test_every_stop_is_told_where_the_arm_rests_too(bench):
+    bench.states.clear()
+    assert bench.call("stop").success
+    assert bench.spin(lambda: any(s.message == STOPPED_ON_REQUEST for s in bench.states))
+    assert bench.spin(lambda: bench.state.ready)
+    assert sum(state.message == STOPPED_ON_REQUEST for state in bench.states) == 1
 
 
 def test_speed_commands_move_the_arm_until_they_cease(bench):

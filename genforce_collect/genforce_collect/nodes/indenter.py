@@ -57,6 +57,7 @@ from genforce_collect.nodes.common import (
     stream_qos,
     to_stamp,
 )
+from genforce_collect.safety import STOPPED_ON_REQUEST
 from genforce_collect.trajectory import move_duration
 from genforce_collect.verification import silence
 from genforce_msgs.action import CollectIndent, MoveLinear
@@ -73,6 +74,7 @@ RECOVER_TIMEOUT_S = 20.0
 CALL_TIMEOUT_S = 5.0
 ZERO_TIMEOUT_S = 10.0
 HALT_TIMEOUT_S = 1.0
+STOPPED_BY_ANOTHER = "the robot was stopped: somebody called robot/stop"
 STATE_AGE_S = 0.15  # a robot/state this much later than an event was published after it
 SILENT_S = 2.0  # a needed stream without news for longer ends the contact
 LAST_WORD_S = 1.0  # a stream silent for longer at the end of the graph is why it ended
@@ -281,6 +283,7 @@ class RosRig:
         self._faults: dict[str, str] = {}  # of the devices that say they are of no use now
         self._state = RobotState(message="the robot node has not spoken yet")
         self._state_heard_at = -math.inf
+        self._stops_asked = self._stops_heard = 0  # calls of robot/stop by this run, and by anybody
         self._bag = ""
         self._other_bag = ""
         self._recorder_error = ""
@@ -289,7 +292,7 @@ class RosRig:
         self._motion: Future | None = None  # result of the newest move; None while unknown
         for message_type, topic, callback, qos in (
             (StreamTimes, "stream_times", self._on_stream_times, stream_qos(100)),
-            (RobotState, "robot/state", self._on_state, LATCHED_QOS),
+            (RobotState, "robot/state", self._on_state, stream_qos(10)),  # none of before this run
             (RecorderStatus, "recorder/status", self._on_recorder, LATCHED_QOS),
             (DiagnosticArray, "/diagnostics", self._on_diagnostics, stream_qos(10)),
         ):
@@ -337,6 +340,8 @@ class RosRig:
             raise ContactBroken(f"the robot refused to move: {self._state.message or 'busy'}")
         self._motion = handle.get_result_async()
         result = self._wait_moving(self._motion, limit_s).result
+        if result.message == STOPPED_ON_REQUEST:
+            raise Cancelled(STOPPED_BY_ANOTHER)
         if not result.success:
             self._await_rest()
             raise ContactBroken(result.message)
@@ -347,6 +352,7 @@ class RosRig:
             return  # what moves now is a retreat of the guard
         client = self._clients["robot/stop"]
         if client.service_is_ready():
+            self._stops_asked += 1
             client.call_async(Trigger.Request())
             spin_until(
                 self._executor,
@@ -441,6 +447,8 @@ class RosRig:
             now = time.monotonic()
             if now > deadline:
                 return False
+            if not self._finishing and self._stops_heard > self._stops_asked:
+                raise Cancelled(STOPPED_BY_ANOTHER)
             if self._cancel.is_set() and not self._finishing:
                 raise Cancelled(self._why_cancelled())
             if now > self._next_tick:
@@ -585,7 +593,11 @@ class RosRig:
                 self._faults[status.name] = status.message if ill else ""
 
     def _on_state(self, message: RobotState) -> None:
-        self._state, self._state_heard_at = message, time.monotonic()
+        self._state_heard_at = time.monotonic()
+        if message.message == STOPPED_ON_REQUEST:
+            self._stops_heard += 1
+        else:
+            self._state = message
 
     def _on_recorder(self, message: RecorderStatus) -> None:
         if message.bag == self._bag:

@@ -46,6 +46,7 @@ from genforce_collect.nodes.common import (
     to_stamp,
 )
 from genforce_collect.safety import (
+    STOPPED_ON_REQUEST,
     Breach,
     check_age,
     check_position,
@@ -316,7 +317,10 @@ class RobotNode(DriverNode):
     def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._motion_lock:
             self._motion = None
-        self._robot.stop("stopped on request")
+        self._robot.stop(STOPPED_ON_REQUEST)
+        state = self._state_now()  # whoever moves the arm is to know, also where it rests just now
+        state.ready, state.message = False, STOPPED_ON_REQUEST
+        self._send_state(state)
         response.success = self._robot.connected
         response.message = "stopping" if response.success else self._robot.problem
         return response
@@ -343,6 +347,9 @@ class RobotNode(DriverNode):
     # --- reports ---
 
     def _publish_state(self) -> None:
+        self._send_state(self._state_now())
+
+    def _state_now(self) -> RobotState:
         robot = self._robot
         moving = robot.moving or self._motion is not None
         problem = robot.problem
@@ -364,6 +371,9 @@ class RobotNode(DriverNode):
             state.safety_mode = controller.safety_mode
             state.runtime_state = controller.runtime_state
             state.speed_scaling = controller.speed_scaling
+        return state
+
+    def _send_state(self, state: RobotState) -> None:
         with self._state_lock:  # keeps the numbering in publishing order
             state.header.stamp = to_stamp(time.time_ns())
             state.seq = self._state_count
