@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from rosbags.highlevel import AnyReader
 
-from genforce_bringup.demo import DemoConfig, training
+from genforce_bringup.cli import main
+from genforce_bringup.demo import DemoConfig, make_room, training
+from genforce_collect.errors import ConfigError
 from genforce_collect.verification import verify
 from genforce_train.checkpoint import load_checkpoint
 from genforce_train.models.force import MODELS
@@ -104,6 +108,59 @@ def test_a_second_demo_is_refused_while_one_runs(fast_cell, tmp_path):
     finally:
         os.kill(first.pid, signal.SIGINT)
         first.communicate(timeout=60)
+
+
+def begin_demo(out: Path, seed: int, whole: bool) -> None:
+    make_room(out, DemoConfig(seed=seed))
+    if whole:
+        (out / "summary.json").touch()
+
+
+def seed_of(folder: Path) -> int:
+    return json.loads((folder / "demo.json").read_text())["seed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("--cell", "lab"), 2, "cell 'lab' is not a virtual one"),
+        (("--indenter", "sphre"), 2, "unknown indenter 'sphre'"),
+        (("--contacts", "0"), 2, "--contacts and --live: 1 or more each"),
+        ((), 3, "is driven by another graph"),
+    ],
+)
+def test_a_demo_that_cannot_run_leaves_the_one_before_in_place(
+    fast_cell, tmp_path, capsys, words, code, text
+):
+    out = tmp_path / "demo"
+    begin_demo(out, 1, whole=True)
+    host = yaml.safe_load(fast_cell.read_text())["robot"]["host"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(f"\0genforce robot {host}")
+        assert main(["demo", "--cell", str(fast_cell), "--out", str(out), *words]) == code
+    assert text in capsys.readouterr().err
+    assert seed_of(out) == 1
+    assert not out.with_name("demo.previous").exists()
+
+
+def test_an_unfinished_demo_does_not_push_out_a_whole_one(tmp_path):
+    out, previous = tmp_path / "demo", tmp_path / "demo.previous"
+    begin_demo(out, 1, whole=True)
+    begin_demo(out, 2, whole=False)
+    assert seed_of(previous) == 1
+    begin_demo(out, 3, whole=True)
+    assert seed_of(previous) == 1
+    begin_demo(out, 4, whole=False)
+    assert (seed_of(out), seed_of(previous)) == (4, 3)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo.previous"])
+def test_a_folder_of_others_is_never_moved_or_removed(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=rf"{name}: was made by no demo"):
+        make_room(tmp_path / "demo", DemoConfig())
+    assert (tmp_path / name / "thesis.tex").exists()
 
 
 def assert_nothing_lost(bag: Path) -> None:

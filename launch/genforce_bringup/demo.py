@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,12 +24,14 @@ from rich.table import Table
 
 from genforce_bringup.collect import run_goal
 from genforce_bringup.demo_report import write_demo_report
+from genforce_bringup.graph import claim_cell, find_graph
 from genforce_bringup.live_report import LiveFigures, read_live_bag, save_picture
 from genforce_bringup.session import CollectClient, RunningGraph
-from genforce_collect.config import load_sensor
+from genforce_collect.config import load_cell, load_sensor
 from genforce_collect.errors import ConfigError
 from genforce_collect.trajectory import build_plan
 from genforce_msgs.action import CollectIndent
+from genforce_sim.indenters import load_indenter
 
 if TYPE_CHECKING:
     from genforce_train.train_force import ForceSettings
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 DEFAULT_OUT = Path("runs/demo")
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "force"
 ADAPTING_RATE = 2e-3  # begins from what is learned, so gentler than training
+BEGUN = "demo.json"  # what a demo was asked for: its first file
+SUMMARY = "summary.json"  # its last but the report
 TRAINING_BUDGET_S = 120.0  # on a busy machine fewer steps, so that the demo stays short
 
 
@@ -88,14 +92,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(config: DemoConfig, out: Path, console: Console) -> int:
+    train_indices, live_indices = split_contacts(config)
+    arguments = {"cell": config.cell, "sensor": config.sensor, "indenter": config.indenter}
+    check_cell(config, arguments)
+    make_room(out, config)
     # Not at the top: torch takes seconds to import, and --help should not.
     from genforce_train.build import build
     from genforce_train.export import export_force
     from genforce_train.train_force import train
-
-    train_indices, live_indices = split_contacts(config)
-    make_room(out)
-    arguments = {"cell": config.cell, "sensor": config.sensor, "indenter": config.indenter}
 
     console.rule("1/4  collect on the virtual cell")
     goal = _goal(config, train_indices, out / "train_bag")
@@ -134,7 +138,7 @@ def _run(config: DemoConfig, out: Path, console: Console) -> int:
     figures = read_live_bag(out / "live_bag", load_sensor(config.sensor).name)
     save_picture(figures, out / "force.png")
     summary = summarise(collected, live, figures, train_seconds, len(report.written))
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     words = [] if out == DEFAULT_OUT.resolve() else ["--out", str(out)]
     page = write_demo_report(summary, figures, [*words, *config.words()], out)
     print_summary(summary, out, console)
@@ -172,14 +176,41 @@ def split_contacts(config: DemoConfig) -> tuple[list[int], list[int]]:
     return sorted(train.tolist()), sorted(live.tolist())
 
 
-def make_room(out: Path) -> None:
-    """Empty `out`, keeping the run before this one as `<out>.previous`."""
+def check_cell(config: DemoConfig, arguments: Mapping[str, str]) -> None:
+    """Raise `ConfigError` or `DeviceError` where the graph of the demo could not run."""
+    if load_cell(config.cell).simulation is None:
+        raise ConfigError(
+            f"cell '{config.cell}' is not a virtual one, and the demo moves no real arm; "
+            f"genforce collect does"
+        )
+    load_indenter(config.indenter)
+    claim_cell(find_graph("collect_indent").processes(arguments), keep=False)
+
+
+def make_room(out: Path, config: DemoConfig) -> None:
+    """Begin a demo in `out`, keeping the one before as `<out>.previous`: the last that ran through,
+    where there is one. Raises `ConfigError` where either is not a demo's."""
     previous = out.with_name(f"{out.name}.previous")
+    for folder in (out, previous):
+        if not _is_demos(folder):
+            raise ConfigError(f"{folder}: was made by no demo; move it, or choose another --out")
     if out.exists():
-        if previous.exists():
-            shutil.rmtree(previous)
-        out.rename(previous)
+        keep = (out / SUMMARY).is_file() or not (previous / SUMMARY).is_file()
+        if not keep:
+            shutil.rmtree(out)
+        else:
+            if previous.exists():
+                shutil.rmtree(previous)
+            out.rename(previous)
     out.mkdir(parents=True)
+    (out / BEGUN).write_text(json.dumps(asdict(config), indent=2) + "\n")
+
+
+def _is_demos(folder: Path) -> bool:
+    """Whether a demo made it, or nothing is there yet."""
+    if folder.is_dir():
+        return (folder / BEGUN).is_file() or not any(folder.iterdir())
+    return not folder.exists()
 
 
 @contextmanager
@@ -259,5 +290,5 @@ def print_summary(summary: dict, out: Path, console: Console) -> None:
         f"{summary['answered']} of {summary['frames']} frames answered · "
         f"latency p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms"
     )
-    for what, name in (("picture", "force.png"), ("figures", "summary.json")):
+    for what, name in (("picture", "force.png"), ("figures", SUMMARY)):
         console.print(f"{what} {out / name}", soft_wrap=True)
