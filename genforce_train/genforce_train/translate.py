@@ -130,7 +130,7 @@ def translate_data(
     know_sensor(net, target, wanted)
     net.to(device)
     layout = Layout(out)
-    _pin(layout, checkpoint, data, keys, target)
+    _pin(layout, checkpoint, data, keys, target, wanted)
     written = 0
     for key in track(keys, "translating", disable=quiet):
         made = replace(key, sensor=target)
@@ -150,7 +150,12 @@ def translate_data(
 
 
 def _pin(
-    layout: Layout, checkpoint: str | Path, data: Layout, keys: list[ContactKey], target: str
+    layout: Layout,
+    checkpoint: str | Path,
+    data: Layout,
+    keys: list[ContactKey],
+    target: str,
+    reference: np.ndarray,
 ) -> None:
     """Keep beside the result what it was made of; refuse to mix two kinds of it in one folder."""
     source = keys[0].sensor
@@ -160,6 +165,7 @@ def _pin(
         "source": source,
         "target": target,
         "model": digest,
+        "reference": hashlib.sha256(reference.tobytes()).hexdigest(),
     }
     known = layout.provenance()
     if known.get("translated", made_of) != made_of or (layout.contacts() and not known):
@@ -169,4 +175,5 @@ def _pin(
         str(replace(key, sensor=target)): own.get(str(key), {}) | {"labels_of": source}
         for key in keys
     }
+    contacts = known.get("contacts", {}) | contacts
     layout.write_provenance({"translated": made_of, "contacts": contacts})

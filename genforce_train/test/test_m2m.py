@@ -22,7 +22,7 @@ from genforce_train.export import export_force
 from genforce_train.export_translate import export_translate
 from genforce_train.losses import pixel_places, place_loss
 from genforce_train.models.field import PX_PER_MM, FieldNet
-from genforce_train.models.m2m import FieldTranslator
+from genforce_train.models.m2m import FieldTranslator, _to_gel, _to_image
 from genforce_train.pairs import read_pairs
 from genforce_train.sequences import area_images
 from genforce_train.train_force import ForceSettings
@@ -191,6 +191,17 @@ def test_known_sensors_are_told_by_their_reference_and_strangers_taken_as_drawn(
     torch.testing.assert_close(stranger[0, 2:], torch.zeros(9), atol=1e-4, rtol=0)
 
 
+def test_half_precision_does_not_move_the_cameras(trained, data):
+    net, _ = load_m2m(trained[0] / "best.safetensors")
+    with torch.no_grad():
+        net.placements.learned[:, :6] += torch.tensor([0.01, -0.02, 0.02, 0.01, 0.005, -0.003])
+        references = area_images(open_layout(data).reference("left")[None])[None]
+        with torch.autocast("cpu", torch.bfloat16):
+            at = net.placements(references)
+            back = _to_image(_to_gel(net.coarse, at), at)
+    assert 320 * (back - net.coarse).abs().max() < 0.01  # px
+
+
 def test_exported_translation_runs_as_the_model_and_the_force_model_behind_it(
     trained, data, tmp_path
 ):
@@ -261,6 +272,17 @@ def test_a_translated_data_set_keeps_the_labels_and_trains(suffix, trained, data
     assert len(cache.rest("right")[0]) == 8
 
 
+def test_a_translation_in_parts_remembers_whose_labels_each_has(trained, data, tmp_path):
+    checkpoint = trained[0] / "best.safetensors"
+    for indenter in ("sphere", "cone"):
+        translate_data(
+            checkpoint, Layout(data), "left", "right", tmp_path, indenters=[indenter], quiet=True
+        )
+    cache = open_layout(tmp_path)
+    assert {key.indenter for key in cache.keys} == {"sphere", "cone"}
+    assert all(source["labels_of"] == "left" for source in cache.sources)
+
+
 def test_a_field_model_translates_without_any_pair(data, blank_field, tmp_path):
     """A blank one, so that all is by what the source's markers are seen to miss."""
     translate_data(blank_field, Layout(data), "left", "right", tmp_path, quiet=True)
@@ -277,6 +299,11 @@ def test_another_translation_does_not_go_into_the_same_folder(trained, data, tmp
     translate_data(checkpoint, Layout(data), "left", "right", tmp_path, quiet=True)
     with pytest.raises(DataError, match="holds other contacts"):
         translate_data(checkpoint, Layout(data), "right", "left", tmp_path, quiet=True)
+    moved = np.roll(Layout(data).read_reference("right"), 1)
+    with pytest.raises(DataError, match="holds other contacts"):
+        translate_data(
+            checkpoint, Layout(data), "left", "right", tmp_path, reference=moved, quiet=True
+        )
     with pytest.raises(DataError, match="no contact of 'nobody'"):
         translate_data(checkpoint, Layout(data), "nobody", "left", tmp_path / "b", quiet=True)
 

@@ -79,11 +79,12 @@ class Placements(nn.Module):
 
     def forward(self, references: Tensor) -> Tensor:
         """References (n, 1, h, w) -> (n, 11): px per mm, camera distance in mm, radial, learned."""
-        distance = (self._keys(references)[:, None] - self.keys).square().mean(2)
-        stranger = distance.new_full((len(distance), 1), self.nearness)
-        weights = (torch.cat([distance, stranger], 1) * (-40 / self.nearness)).softmax(1)
-        known = torch.cat([self.drawn, self.learned], 1)
-        return weights @ torch.cat([known, known.new_tensor([self._row(Drawing())])])
+        with torch.autocast(references.device.type, enabled=False):  # hundredths of a px count
+            distance = (self._keys(references)[:, None] - self.keys).square().mean(2)
+            stranger = distance.new_full((len(distance), 1), self.nearness)
+            weights = (torch.cat([distance, stranger], 1) * (-40 / self.nearness)).softmax(1)
+            known = torch.cat([self.drawn, self.learned], 1)
+            return weights @ torch.cat([known, known.new_tensor([self._row(Drawing())])])
 
     @torch.no_grad()
     def know(self, reference: Tensor, drawing: Drawing) -> None:
