@@ -20,7 +20,6 @@ batch, gradients are averaged, and the first one evaluates and writes.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,7 +37,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from genforce_collect.config import Section
-from genforce_collect.errors import ConfigError
+from genforce_collect.errors import ConfigError, DataError
+from genforce_collect.layout import write_json
 from genforce_train.checkpoint import load_checkpoint, save_checkpoint
 from genforce_train.models.force import parameters
 
@@ -46,6 +46,7 @@ _Batch = TypeVar("_Batch", np.ndarray, Tensor)
 _Result = TypeVar("_Result")
 
 CURVE_EVERY = 10  # steps from one point of the loss curve to the next
+METRICS = "metrics.json"
 NOISE_STREAM = 7  # apart from the streams that stages draw batches from
 
 
@@ -136,7 +137,9 @@ class Run:
         """Numbers of the steps to do. `due` is set in those after which to evaluate."""
         settings, started = self.settings, time.monotonic()
         if not settings.resume:
-            self._save_last()  # so that it can be resumed from the first step on
+            self._begin()
+        elif self._out_of_patience():
+            return
         with show_progress(self._quiet) as report, self._curves() as self._write:
             for step in range(int(self.meta["step"]), settings.steps):
                 self.finished = self._done(step, time.monotonic() - started)
@@ -161,8 +164,15 @@ class Run:
         return np.random.default_rng([self.settings.seed, step, stream])
 
     def share(self, rows: _Batch) -> _Batch:
-        """This process's part of a batch that all processes have drawn alike."""
-        return rows[self._accelerator.process_index :: self._accelerator.num_processes]
+        """This process's part of a batch that all processes have drawn alike. Raises `ConfigError`
+        where the parts would differ: gradients are averaged over the processes, not the samples."""
+        processes = self._accelerator.num_processes
+        if len(rows) % processes:
+            raise ConfigError(
+                f"{processes} processes cannot share a batch of {len(rows)} evenly; choose so many "
+                f"that it can be divided by"
+            )
+        return rows[self._accelerator.process_index :: processes]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision, where it is on."""
@@ -186,7 +196,13 @@ class Run:
     def keep(self, error: float, scores: Mapping[str, Any] | None = None) -> None:
         """Write the last checkpoint, and the best one where `error` is the least so far.
 
-        Call it in every process; `error` counts in the first."""
+        Call it in every process, with what `once` gave all of them. Raises `DataError` where the
+        training has diverged."""
+        if not math.isfinite(error):
+            raise DataError(
+                f"{self.out}: error {error} after step {self.meta['step']}, the training has "
+                f"diverged; learning_rate={self.settings.learning_rate:g} may be too high"
+            )
         if self.main:
             self.meta["scores"] = dict(scores or {})
             if error < self.meta["best"]:
@@ -196,8 +212,7 @@ class Run:
                 self.meta["stale"] += 1
             self._save_last()
             self._write({"error": error, **flat(scores or {})}, int(self.meta["step"]))
-        patience = self.settings.patience
-        self._stop = self._agreed(bool(patience and self.meta["stale"] >= patience))
+        self._stop = self._agreed(self._out_of_patience())
 
     def once(self, work: Callable[[], _Result]) -> _Result:
         """The result of work that the first process does, in all of them."""
@@ -209,7 +224,7 @@ class Run:
             best = load_checkpoint(self.best)
             best.restore_model(self.net)
             save_checkpoint(self.best, self.net, best.meta | {"metrics": metrics})
-            (self.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+            write_json(self.out / METRICS, metrics)
 
     @property
     def best(self) -> Path:
@@ -220,6 +235,16 @@ class Run:
     def last(self) -> Path:
         """Checkpoint that a resumed run goes on from."""
         return self.out / "last.safetensors"
+
+    def _begin(self) -> None:
+        if self.main:  # what an earlier run left here is not this one's
+            self.best.unlink(missing_ok=True)
+            (self.out / METRICS).unlink(missing_ok=True)
+        self._save_last()  # so that it can be resumed from the first step on
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return bool(patience and self.meta["stale"] >= patience)
 
     def _save_last(self) -> None:
         if self.main:

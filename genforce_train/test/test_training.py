@@ -4,9 +4,12 @@ says what is wrong before it begins."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -69,6 +72,30 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     assert load_checkpoint(run.best).meta["metrics"] == {"step": 6}
 
 
+def test_a_run_that_patience_ended_is_not_trained_on_by_resuming_it(tmp_path):
+    settings = toy_settings(tmp_path, learning_rate=1e-12, patience=1, evaluate_every=3)
+    before = last_state(toy_train(settings))
+    after = last_state(toy_train(settings.model_copy(update={"resume": True})))
+    assert after.meta["step"] == before.meta["step"] == 6
+
+
+def test_a_run_that_diverges_says_so_and_shows_no_earlier_runs_model(tmp_path):
+    earlier = toy_train(toy_settings(tmp_path))
+    assert earlier.best.is_file()
+    with pytest.raises(DataError, match=r"after step 5, .* diverged; learning_rate=1e\+30"):
+        toy_train(toy_settings(tmp_path, learning_rate=1e30, warmup=0))
+    assert not earlier.best.exists()
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_batch_that_processes_cannot_share_evenly_is_refused(tmp_path):
+    run = Run(toy_settings(tmp_path), nn.Linear(2, 1), {}, quiet=True)
+    run._accelerator = SimpleNamespace(num_processes=3, process_index=1)
+    assert run.share(np.arange(6)).tolist() == [1, 4]
+    with pytest.raises(ConfigError, match="3 processes cannot share a batch of 8"):
+        run.share(np.arange(8))
+
+
 def test_curves_are_there_to_look_at_while_it_trains(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -107,8 +134,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
 
 @pytest.mark.timeout(300)
 def test_two_processes_train_as_one_does(paired_data, blank_field, tmp_path):
+    fresh = tmp_path / "data"  # whose cache both begin to make
+    shutil.copytree(paired_data, fresh, ignore=shutil.ignore_patterns(".cache*"))
     words = [
-        f"data={paired_data}",
         f"field_model={blank_field}",
         "steps=3",
         "batch=4",
@@ -120,10 +148,10 @@ def test_two_processes_train_as_one_does(paired_data, blank_field, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--main_process_port", "0"]
-    for out, words_before in ((one, []), (two, launch)):
+    for out, data, words_before in ((one, paired_data, []), (two, fresh, launch)):
         command = [sys.executable, *words_before, "-m", "genforce_bringup.cli", "train", "m2m"]
         finished = subprocess.run(
-            [*command, *words, f"out={out}", "--quiet"],
+            [*command, *words, f"data={data}", f"out={out}", "--quiet"],
             env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
