@@ -116,6 +116,8 @@ class Layout:
         self.forces = self.root / "force"
         self.depths = self.root / "depth"
         self.rest = self.root / "rest"
+        self.provenance_path = self.root / "provenance.json"
+        self._known_sources: tuple[int, dict[str, Any]] = 0, {}
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class Layout:
             wrench_age=timing[:, 2],
             pose_age=timing[:, 3],
             flags=timing[:, 4].astype(np.uint32),
-            source=self.provenance().get("contacts", {}).get(str(key), {}),
+            source=self._sources().get(str(key), {}),
         )
 
     def read_reference(self, sensor: str) -> np.ndarray:
@@ -222,13 +224,21 @@ class Layout:
 
     def provenance(self) -> dict[str, Any]:
         """What was built from which bag; empty for data sets of others."""
-        path = self.root / "provenance.json"
+        path = self.provenance_path
         if not path.is_file():
             return {}
         try:
             return dict(json.loads(path.read_text()))
         except ValueError as error:
             raise DataError(f"{path}: not valid JSON: {error}") from error
+
+    def _sources(self) -> dict[str, Any]:
+        """Provenance of each contact, read once and again where it has changed."""
+        path = self.provenance_path
+        version = path.stat().st_mtime_ns if path.is_file() else 0
+        if self._known_sources[0] != version:
+            self._known_sources = version, self.provenance().get("contacts", {})
+        return self._known_sources[1]
 
     def _read_depth(self, key: ContactKey, count: int) -> np.ndarray:
         folder = self._folder(self.depths, key)
@@ -296,10 +306,15 @@ class Layout:
     def write_reference(self, sensor: str, bits: np.ndarray) -> None:
         """Keep the packed no-contact image (38400,) of a sensor."""
         self.images.mkdir(parents=True, exist_ok=True)
-        np.save(self.images / f"{sensor}_ref.npy", bits)
+        path = self.images / f"{sensor}_ref.npy"
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, bits)
+        partial.replace(path)
 
     def write_rest(self, sensor: str, bits: np.ndarray, wrench: np.ndarray) -> None:
-        """Keep frames without contact: packed (n, 38400), wrench (n, 6) SI."""
+        """Keep frames without contact: packed (n, 38400), wrench (n, 6) SI. Write the reference
+        after it: who finds that takes the sensor to be whole."""
         folder = _fresh(self.rest / sensor)
         for number, frame in enumerate(bits):
             np.save(folder / f"{number:04d}.npy", frame)
@@ -307,9 +322,7 @@ class Layout:
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         """Keep what was built from what."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(provenance, indent=1, sort_keys=True) + "\n"
-        (self.root / "provenance.json").write_text(text)
+        write_json(self.provenance_path, provenance, sort_keys=True)
 
     @staticmethod
     def _folder(tree: Path, key: ContactKey) -> Path:
@@ -346,6 +359,14 @@ def _write_mask(path: Path, bits: np.ndarray) -> None:
         path.write_bytes(data.tobytes())
     else:
         np.save(path, bits)
+
+
+def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
+    """Write a JSON file; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1, sort_keys=sort_keys) + "\n")
+    partial.replace(path)
 
 
 def read_columns(path: Path, columns: Iterable[str], at_least: int | None = None) -> np.ndarray:

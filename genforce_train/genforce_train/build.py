@@ -152,7 +152,8 @@ def build(
 ) -> BuildReport:
     """Add the whole contacts of the bags to the layout at `root`.
 
-    What is there is kept, unless `force`; the same bags give the same bytes. A bag that cannot be
+    What is there is kept, unless `force`; of what several bags hold the first counts; the same bags
+    give the same bytes. A bag that cannot be
     read or is of another cell than the first, and a contact that does not join, are left out and
     named in the report. Raises `DataError` where no bag is left.
     """
@@ -160,6 +161,8 @@ def build(
     layout = Layout(root)
     report = BuildReport()
     provenance = layout.provenance() or new_provenance()
+    written: set[ContactKey] = set()
+    rested: set[str] = set()
     for path in map(Path, bags):
         try:
             bag = BagContents.read(path, config)
@@ -172,26 +175,30 @@ def build(
             "sessions": sorted({attempt.session for attempt in bag.attempts}),
         }
         report.broken_off += bag.broken_off
-        for sensor in sorted(bag.frames):
-            _build_rest(layout, bag, sensor, config, provenance, force, report)
-        for done, attempt in enumerate(bag.attempts):
-            progress(f"{path.name} {attempt.key}", done, len(bag.attempts))
-            if layout.holds(attempt.key) and not force:
-                report.kept.append(attempt.key)
-                continue
-            try:
-                contact = join(bag, attempt, config)
-            except DataError as error:
-                report.problems.append(str(error))
-                continue
-            layout.write(contact)
-            provenance["contacts"][str(attempt.key)] = contact.source
-            report.written.append(attempt.key)
-            report.frames += len(contact)
-            report.max_wrench_age_s = max(report.max_wrench_age_s, contact.wrench_age.max())
-            report.max_pose_age_s = max(report.max_pose_age_s, contact.pose_age.max())
+        try:
+            for sensor in sorted(set(bag.frames) - rested):
+                if _build_rest(layout, bag, sensor, config, provenance, force, report):
+                    rested.add(sensor)
+            for done, attempt in enumerate(bag.attempts):
+                progress(f"{path.name} {attempt.key}", done, len(bag.attempts))
+                if layout.holds(attempt.key) and not (force and attempt.key not in written):
+                    report.kept.append(attempt.key)
+                    continue
+                try:
+                    contact = join(bag, attempt, config)
+                except DataError as error:
+                    report.problems.append(str(error))
+                    continue
+                provenance["contacts"][str(attempt.key)] = contact.source
+                layout.write(contact)
+                written.add(attempt.key)
+                report.written.append(attempt.key)
+                report.frames += len(contact)
+                report.max_wrench_age_s = max(report.max_wrench_age_s, contact.wrench_age.max())
+                report.max_pose_age_s = max(report.max_pose_age_s, contact.pose_age.max())
+        finally:
+            layout.write_provenance(provenance)
         progress(path.name, len(bag.attempts), len(bag.attempts))
-        layout.write_provenance(provenance)
     if not provenance["bags"]:
         raise DataError(
             "; ".join(report.problems) or "no bag given; name at least one recorded bag folder"
@@ -408,23 +415,24 @@ def _build_rest(
     provenance: dict[str, Any],
     force: bool,
     report: BuildReport,
-) -> None:
-    """Write the reference and the frames without contact, once a sensor."""
+) -> bool:
+    """Write the reference and the frames without contact; whether the sensor has them now."""
     if layout.holds_reference(sensor) and not force:
-        return
+        return True
     try:
         rest = rest_of(bag, sensor, config)
     except DataError as error:
         report.problems.append(str(error))
-        return
-    layout.write_reference(sensor, rest.reference)
-    layout.write_rest(sensor, rest.bits, rest.wrench)
+        return False
     provenance["sensors"][sensor] = {
         "full_depth_mm": bag.full_depth_mm[sensor],
         "reference_bag": bag.path.resolve().name,
         "reference_frames": rest.reference_frames,
         "rest_frames": len(rest.bits),
     }
+    layout.write_rest(sensor, rest.bits, rest.wrench)
+    layout.write_reference(sensor, rest.reference)
+    return True
 
 
 def rest_of(bag: BagContents, sensor: str, config: BuildConfig) -> Rest:

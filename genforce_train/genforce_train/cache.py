@@ -10,10 +10,12 @@ It is built once from a layout folder, or from any stream of contacts (bags, sim
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ import numpy as np
 from genforce_collect.errors import DataError
 from genforce_collect.layout import HEIGHT, NOT_FINITE, PACKED, WIDTH, Contact, ContactKey, Layout
 
-FORMAT = 2
+FORMAT = 3
 LABELS = {
     "wrench": (np.float64, (6,)),
     "pose": (np.float64, (6,)),
@@ -209,22 +211,41 @@ def split_contacts(
     """Whole contacts by use: those of `unseen` indenters are the test set, a part of every other
     indenter's is for validation, and at most `few_shot` an indenter are for training.
 
-    The same number of an indenter falls alike for every sensor, so that sensors can be compared.
-    Deterministic in seed and keys, whatever else the cache holds.
+    The same number of an indenter falls alike for every sensor of the cache, whichever of its
+    contacts that sensor lacks: what one is tested on no other has learned from. Deterministic in
+    seed and keys.
     """
     test = [row for row in contacts if cache.keys[row].indenter in set(unseen)]
+    numbers: dict[str, Counter[int]] = {}
+    for key in cache.keys:
+        numbers.setdefault(key.indenter, Counter())[key.number] += 1
+    held_numbers = {
+        indenter: _held(seed, indenter, numbers[indenter], validation) for indenter in numbers
+    }
     groups: dict[tuple[str, str], list[int]] = {}
+    train, held = [], []
     for row in contacts:
         key = cache.keys[row]
-        if key.indenter not in set(unseen):
+        if key.indenter in set(unseen):
+            continue
+        if key.number in held_numbers[key.indenter]:
+            held.append(row)
+        else:
             groups.setdefault((key.sensor, key.indenter), []).append(row)
-    train, held = [], []
     for group in groups.values():
-        drawn = sorted(group, key=lambda row: _draw(seed, cache.keys[row]))
-        count = max(1, round(validation * len(drawn))) if validation and len(drawn) > 1 else 0
-        held += drawn[:count]
-        train += drawn[count:][:few_shot]
+        train += sorted(group, key=lambda row: _draw(seed, cache.keys[row]))[:few_shot]
     return Split(sorted(train), sorted(held), sorted(test))
+
+
+def _held(seed: int, indenter: str, holders: Counter[int], part: float) -> set[int]:
+    """Numbers of an indenter's contacts that nothing is trained on: so large a part of them, of
+    those that most sensors hold."""
+    count = max(1, round(part * len(holders))) if part and len(holders) > 1 else 0
+
+    def order(number: int) -> tuple[int, bytes]:
+        return -holders[number], _draw(seed, ContactKey("", indenter, number))
+
+    return set(sorted(holders, key=order)[:count])
 
 
 def _draw(seed: int, key: ContactKey) -> bytes:
@@ -259,7 +280,10 @@ def open_layout(
         found = {}
         for sensor in layout.sensors():
             try:
-                found[sensor] = (layout.read_reference(sensor), *layout.read_rest(sensor))
+                reference, (bits, wrench) = layout.read_reference(sensor), layout.read_rest(sensor)
+                if not len(bits):  # published data sets have no frames at rest
+                    bits, wrench = reference[None], np.zeros((1, 6))
+                found[sensor] = (reference, bits, wrench)
             except DataError as error:
                 problems.append(str(error))
         return found
@@ -268,6 +292,7 @@ def open_layout(
     made_of = [tree / str(key) for key in keys for tree in trees]
     made_of += [layout.rest / sensor for sensor in layout.sensors()]
     made_of += sorted({*layout.images.glob("*_ref.*"), *(layout.root / "img").glob("*_ref.*")})
+    made_of.append(layout.provenance_path)
     return cached(folder, layout.root, made_of, contacts(), sensors, problems)
 
 
@@ -280,7 +305,7 @@ def cached(
     problems: list[str] | None = None,
 ) -> Cache:
     """The cache at `folder` if the files and folders under `root` that it was made of are still the
-    same, else a new one (see `write_cache`)."""
+    same, else a new one (see `write_cache`); processes that begin together wait for one of them."""
     digest = hashlib.sha256(str(FORMAT).encode())
     for path in filter(Path.exists, made_of):
         digest.update(f"{path.relative_to(root)}\n".encode())
@@ -289,13 +314,19 @@ def cached(
             status = file.stat()
             digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     fingerprint = digest.hexdigest()
+    if found := _current(folder, fingerprint):
+        return found
+    with sole(folder):
+        found = _current(folder, fingerprint)
+        return found or write_cache(folder, contacts, sensors, problems, fingerprint)
+
+
+def _current(folder: Path, fingerprint: str) -> Cache | None:
     try:
         found = Cache(folder)
-        if found._index["fingerprint"] == fingerprint:
-            return found
     except DataError:
-        pass
-    return write_cache(folder, contacts, sensors, problems, fingerprint)
+        return None
+    return found if found._index["fingerprint"] == fingerprint else None
 
 
 def write_cache(
@@ -314,9 +345,21 @@ def write_cache(
 
 
 @contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes something in `folder`, and keep it to oneself."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
+
+
+@contextmanager
 def drafted(folder: Path) -> Iterator[Path]:
     """A folder to fill, which then takes the place of `folder`; nothing of it stays where filling
-    it fails. Of several at once the last counts."""
+    it fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(".partial", f"{folder.name}.", folder.parent) as scratch:
         draft = Path(scratch) / "new"

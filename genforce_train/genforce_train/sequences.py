@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from genforce_collect.errors import DataError
 from genforce_collect.layout import pack, unpack
 from genforce_collect.markers.registration import AS_DRAWN, Registration
 from genforce_infer.preprocess import area_average
-from genforce_train.cache import Cache, block_counts
+from genforce_train.cache import Cache, block_counts, sole
 from genforce_train.drawing import drawing_of
 
 # Mirrored left-right and up-down, a scene is another valid one: signs of fx fy fz tx ty tz.
@@ -126,17 +126,24 @@ def maps_of(
     cache's frames, memory-mapped; computed once a cache and `name`."""
     path = cache.folder / f"{name}.npy"
     if not path.is_file():
-        images, count = reader(cache), cache.frames + len(cache.array("rest_bits"))
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        maps = np.lib.format.open_memmap(partial, "w+", np.float16, (count, *shape))
-        with torch.inference_mode():
-            for start in range(0, count, 64):
-                rows = np.arange(start, min(start + 64, count))
-                maps[rows] = front(images(rows)).numpy()
-        maps.flush()
-        del maps
-        partial.replace(path)
+        with sole(cache.folder):
+            if not path.is_file():
+                _write_maps(path, reader(cache), len(cache.sensor_numbers()), front, shape)
     return cache.array(name)
+
+
+def _write_maps(
+    path: Path, images: FrameReader, count: int, front: nn.Module, shape: tuple[int, ...]
+) -> None:
+    partial = path.with_suffix(".partial")
+    maps = np.lib.format.open_memmap(partial, "w+", np.float16, (count, *shape))
+    with torch.inference_mode():
+        for start in range(0, count, 64):
+            rows = np.arange(start, min(start + 64, count))
+            maps[rows] = front(images(rows)).numpy()
+    maps.flush()
+    del maps
+    partial.replace(path)
 
 
 def marker_images(masks: np.ndarray, references: np.ndarray) -> Tensor:

@@ -111,6 +111,39 @@ def test_force_replaces_what_is_there(bags, tmp_path):
     assert label.read_bytes() == original
 
 
+def test_of_what_several_bags_hold_the_first_counts_also_with_force(bags, tmp_path):
+    bags.write(tmp_path / "a", numbers=(0,))
+    bags.write(tmp_path / "b", numbers=(0, 1))
+    build([tmp_path / "a", tmp_path / "b"], tmp_path / "data")
+    before = tree_bytes(tmp_path / "data")
+    build([tmp_path / "a", tmp_path / "b"], tmp_path / "data", force=True)
+    assert tree_bytes(tmp_path / "data") == before
+
+
+@pytest.mark.parametrize("broken", ["write_rest", "write_reference", "write_provenance", "write"])
+def test_a_build_that_was_broken_off_is_mended_by_building_again(
+    bags, tmp_path, monkeypatch, broken
+):
+    bags.write(tmp_path / "bag", numbers=(0, 1))
+    build([tmp_path / "bag"], tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Layout, broken, interrupted(getattr(Layout, broken)))
+        with pytest.raises(KeyboardInterrupt):
+            build([tmp_path / "bag"], tmp_path / "data")
+    build([tmp_path / "bag"], tmp_path / "data")
+    assert tree_bytes(tmp_path / "data") == tree_bytes(tmp_path / "whole")
+
+
+def interrupted(work):
+    """Does its work, and is interrupted at the end of it."""
+
+    def wrapper(*args, **kwargs):
+        work(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    return wrapper
+
+
 def test_unusable_frames_are_dropped_and_counted(bags, tmp_path):
     bags.write(tmp_path / "bag", numbers=(0,), flags=lambda frame: 1024 if frame == 20 else 0)
     build([tmp_path / "bag"], tmp_path / "data")

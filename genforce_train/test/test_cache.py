@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -92,6 +95,40 @@ def test_rest_frames_are_kept(layout):
     assert not wrench.any()
 
 
+def test_the_reference_stands_for_frames_at_rest_in_published_data(layout):
+    shutil.rmtree(layout.rest)
+    cache = open_layout(layout.root)
+    bits, wrench = cache.rest("toy")
+    np.testing.assert_array_equal(bits, cache.reference("toy")[None])
+    assert wrench.shape == (1, 6)
+    assert not wrench.any()
+
+
+def test_what_is_said_of_contacts_is_read_again_where_it_changed(layout):
+    assert open_layout(layout.root).sources[0] == {}
+    key = open_layout(layout.root).keys[0]
+    layout.write_provenance({"contacts": {str(key): {"labels_of": "left"}}})
+    assert open_layout(layout.root).sources[0] == {"labels_of": "left"}
+
+
+def test_processes_that_begin_together_make_the_cache_once(layout):
+    script = f"""
+import sys, time
+from genforce_train import cache
+fill = cache._fill
+def slowly(*args):
+    print("made", flush=True)
+    time.sleep(0.5)
+    fill(*args)
+cache._fill = slowly
+assert len(cache.open_layout({str(layout.root)!r})) == 10
+"""
+    words = [sys.executable, "-c", script]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert "".join(process.communicate()[0] for process in both) == "made\n"
+    assert [process.returncode for process in both] == [0, 0]
+
+
 def test_workers_read_the_same_cache_without_copies_of_it(layout):
     cache = open_layout(layout.root)
     expected = [cache.contact(key) for key in cache.keys]
@@ -118,6 +155,26 @@ def test_splits_are_disjoint_by_contact_and_repeat_with_the_seed(layout):
     assert sorted(first.train + first.validation + first.test) == rows
     assert {cache.keys[row].indenter for row in first.test} == {"cone"}
     assert len(split_contacts(cache, rows, 3, 0.2, ["cone"], few_shot=2).train) == 2
+
+
+def test_no_sensor_learns_from_what_another_is_tested_on_whichever_contacts_it_lacks(
+    layout, toy_contact
+):
+    layout.write_reference("other", layout.read_reference("toy"))
+    for number in range(5):
+        layout.write(toy_contact(number, "other", frames=8))
+    cache = open_layout(layout.root)
+    whole = split_contacts(cache, cache.select(["other"]), 0, 0.4)
+    for row in whole.validation[:1] + whole.train[:1]:  # one that was held out, and another
+        shutil.rmtree(layout.forces / str(cache.keys[row]))
+    cache = open_layout(layout.root)
+    own, other = (
+        split_contacts(cache, cache.select([s], ["sphere"]), 0, 0.4) for s in ("toy", "other")
+    )
+    tested = {cache.keys[row].number for row in (*own.validation, *other.validation)}
+    learned = {cache.keys[row].number for row in (*own.train, *other.train)}
+    assert other.validation
+    assert not tested & learned
 
 
 @settings(max_examples=10, deadline=None)
