@@ -24,13 +24,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from genforce_collect.errors import ConfigError, DataError
+from genforce_collect.layout import write_json
 from genforce_train.cache import UNSEEN_INDENTERS, Cache, open_layout, split_contacts
 
 Pair = tuple[str, str]
@@ -201,13 +203,15 @@ def carry_out(recipe: Recipe, out: Path, workers: int = -1) -> list[dict[str, An
     from genforce_train.train_field import load_field
 
     compared = methods(recipe)
-    _pin(recipe, out)
+    load_field(recipe.field_model)
+    models = [recipe.field_model]
+    if "compact" in recipe.roads and recipe.shots:
+        load_encoder(recipe.encoder)
+        models.append(recipe.encoder)
+    pin(vars(recipe), models, out)
     data = recipe.data or str(_collect(recipe, out))
     cache = open_layout(data)
     _check(cache, recipe)
-    load_field(recipe.field_model)
-    if "compact" in recipe.roads and recipe.shots:
-        load_encoder(recipe.encoder)
     curves = _curves(recipe, out) if recipe.compensated else {}
     if recipe.calibrated:
         _calibrate(recipe, out, cache)
@@ -362,19 +366,15 @@ def _check(cache: Cache, recipe: Recipe) -> None:
 # --- bookkeeping --------------------------------------------------------------------------------
 
 
-def _pin(recipe: Recipe, out: Path) -> None:
-    """Keep the recipe with the results; refuse to mix two in one folder."""
-    text = json.dumps(vars(recipe), indent=1, default=str) + "\n"
+def pin(recipe: Mapping[str, Any], models: Iterable[str], out: Path) -> None:
+    """Keep the recipe with the results, and which files its models were; refuse to mix two in one
+    folder. Raises `DataError`."""
+    try:
+        files = {path: sha256(Path(path).read_bytes()).hexdigest() for path in models}
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+    recipe = json.loads(json.dumps({**recipe, "files": files}))  # as it will be read
     path = out / "recipe.json"
-    if path.is_file() and path.read_text() != text:
+    if path.is_file() and json.loads(path.read_text()) != recipe:
         raise DataError(f"{path}: made with other settings; choose another --out or remove it")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a result; it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
+    write_json(path, recipe)

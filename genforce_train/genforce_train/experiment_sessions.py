@@ -30,7 +30,9 @@ from genforce_collect.html import (
     command,
     write_page,
 )
+from genforce_collect.layout import write_json
 from genforce_train.cache import Cache, open_layout, split_contacts
+from genforce_train.experiment import pin
 
 TEST_PART = 0.2  # of the presses of a session
 BASELINES = {"ridge": 3, "ridge, image plane": 2}  # axes of the displacement that each reads
@@ -48,6 +50,7 @@ def run_sessions(recordings: Sequence[str], field_model: str, out: Path, seed: i
 
     if not recordings:
         raise DataError("give --recordings A.h5 B.h5 ...: sessions on one sensor")
+    pin({"seed": seed, "steps": STEPS}, [field_model, *recordings], out)
     import_recordings(recordings, out / "data")
     cache = open_layout(out / "data")
     displaced = _displacements(recordings, cache)
@@ -68,7 +71,7 @@ def run_sessions(recordings: Sequence[str], field_model: str, out: Path, seed: i
                 _keep(path, cache, held, predicted)
             score = json.loads(path.read_text())
             results.append({"train": train, "test": test, "method": method, "seed": seed, **score})
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(out / "results.json", results)
     scores = table(results)
     (out / "table.md").write_text(scores.markdown() + "\n")
     words = ["experiment", "sessions", "--recordings", *recordings, "--field", field_model]
@@ -190,7 +193,6 @@ def _network(
 
 def _keep(path: Path, cache: Cache, held: list[int], predicted: np.ndarray) -> None:
     from genforce_train.evaluate import scatter, score
-    from genforce_train.experiment import write_json
 
     measured = np.array(cache.wrench)[_rows(cache, held)]
     scatter(path.parents[1] / "pictures" / f"{path.stem}.png", predicted, measured, path.stem)

@@ -14,9 +14,9 @@ from typing import Any
 import joblib
 import numpy as np
 
-from genforce_collect.layout import Layout
+from genforce_collect.layout import Layout, write_json
 from genforce_train.cache import UNSEEN_INDENTERS, Cache, open_layout, split_contacts
-from genforce_train.experiment import Method, Pair, Recipe, seen_indenters, write_json
+from genforce_train.experiment import Method, Pair, Recipe, seen_indenters
 from genforce_train.sequences import FrameSource
 
 # What things take, in steps of a force model; only to tell how long the rest will take.
@@ -72,7 +72,6 @@ class Work:
             "input": method.input,
             "init": str(self.checkpoint(self.learned(pair, method))),
             "steps": self.recipe.adapt_steps,
-            "evaluate_every": self.recipe.adapt_steps,  # to choose a step would need more pairs
             "learning_rate": 1e-3,
         }
         name = f"{source}-{target}_{method.input}"
@@ -129,6 +128,7 @@ class Work:
             "steps": self.recipe.steps,
             "seed": self.recipe.seed,
         } | changes
+        values["evaluate_every"] = values["steps"]  # none is chosen by a score on what is tested on
         if values["input"] == "markers":
             values |= {"field_model": "", "refinements": 0}
         return self._training(name, "force", values)

@@ -250,3 +250,6 @@ def test_sessions_are_scored_within_and_across(tmp_path, monkeypatch):
     for path in tmp_path.glob("out/models/*/best.safetensors"):
         path.unlink()  # what is scored is not made again
     assert experiment_sessions.run_sessions(files, field_model, tmp_path / "out", 0) == text
+    for others, seed in ((files, 1), (files[:1], 0)):
+        with pytest.raises(DataError, match="made with other settings"):
+            experiment_sessions.run_sessions(others, field_model, tmp_path / "out", seed)
