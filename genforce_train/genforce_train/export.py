@@ -37,7 +37,7 @@ from genforce_train.models.field import PX_PER_MM, FieldNet
 from genforce_train.models.force import MODELS, ChangeMaps, FieldForceNet, PaperForceNet
 from genforce_train.sequences import FrameSource, MarkerSource, frame_images, upright_images
 from genforce_train.train_field import load_reader
-from genforce_train.train_force import ForceSettings, predict, source_of, split_of
+from genforce_train.train_force import ForceSettings, judged_labels, predict, source_of, split_of
 
 OPSET = 17
 FEATURE_SAMPLES = 2000  # training frames that say what is typical
@@ -64,7 +64,8 @@ def export_force(
     settings, cache, split = _training_of(meta, data)
     source = source_of(settings, cache)
     held_out = _held_out(split)
-    predicted, measured, rest = predict(net, source, cache, held_out, meta)
+    labels = judged_labels(settings, cache, held_out)
+    predicted, measured, rest = predict(net, source, cache, held_out, meta, wrench=labels)
     contacts = np.repeat(np.arange(len(held_out)), np.diff(cache.bounds)[held_out])
     # Without contact the answer shall be zero: what is left there is taken off.
     bias = rest.mean(0)
@@ -179,7 +180,7 @@ def _write_graphs(
     example = torch.zeros(1, 2, height, width)
     if isinstance(net, FieldForceNet):
         field = folder / "field.onnx"
-        reader = load_reader(settings.field_model, settings.refinements)
+        reader = _reader(settings)
         export_graph(reader, (example,), ("image",), ("field",), field)
         step, example = ForceStep(nn.Identity(), net), torch.zeros(1, 3, *net.size)
         export_graph(step, (example, state), ("field", "h"), outputs, force)
@@ -188,6 +189,10 @@ def _write_graphs(
         return {"field.onnx": field, "force.onnx": force}, spec
     export_graph(ForceStep(ChangeMaps(), net), (example, state), inputs, outputs, force)
     return {"force.onnx": force}, InputSpec(height=height, width=width)
+
+
+def _reader(settings: ForceSettings) -> nn.Module:
+    return load_reader(settings.field_model, settings.refinements, settings.field_sha256)
 
 
 def _images(kind: Any, cache: Cache, contacts: Sequence[int]) -> list[Tensor]:
@@ -207,7 +212,7 @@ def _stepwise(net: Any, settings: ForceSettings, sequences: Sequence[Tensor]) ->
     if isinstance(net, PaperForceNet):
         front = nn.Identity()
     elif isinstance(net, FieldForceNet):
-        front = load_reader(settings.field_model, settings.refinements)
+        front = _reader(settings)
     step, forces = ForceStep(front, net).eval(), []
     with torch.inference_mode():
         for sequence in sequences:

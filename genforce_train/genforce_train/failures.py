@@ -25,9 +25,9 @@ from genforce_train.checkpoint import Checkpoint
 from genforce_train.evaluate import AXES, Scores, score
 from genforce_train.models.force import MODELS
 from genforce_train.pairs import Pairs
-from genforce_train.train_force import ForceSettings, predict, source_of, split_of
+from genforce_train.train_force import ForceSettings, judged_labels, predict, source_of, split_of
 from genforce_train.translate import translate
-from genforce_train.translations import marker_errors
+from genforce_train.translations import marker_errors, rms_length
 
 PHASES = {2: "press", 3: "shear", 4: "shear back", 5: "release", 8: "down", 9: "up"}
 CONTACT_N = 0.1  # measured force above which there is contact
@@ -81,9 +81,8 @@ def force_errors(
         )
     net = MODELS[saved.meta["model"]](outputs=len(saved.meta["outputs"]))
     saved.restore_model(net)
-    predicted, measured, rest = predict(
-        net, source_of(settings, cache), cache, contacts, saved.meta
-    )
+    source, labels = source_of(settings, cache), judged_labels(settings, cache, contacts)
+    predicted, measured, rest = predict(net, source, cache, contacts, saved.meta, wrench=labels)
     ends = np.cumsum(np.diff(cache.bounds)[contacts])[:-1]
     measured = measured[:, : predicted.shape[1]]
     return ForceErrors(cache, contacts, np.split(predicted, ends), np.split(measured, ends), rest)
@@ -205,7 +204,7 @@ def translation_sections(net: Any, pairs: Pairs, use: str, worst: int) -> list[S
             )
             made = translate(net, masks, pairs.references[source], pairs.references[target])
             errors = [marker_errors(*images) for images in zip(made, true, strict=True)]
-            rms = np.array([float(np.sqrt(np.nanmean(error**2))) for error in errors])
+            rms = np.array([rms_length(error) for error in errors])
             pictures = [
                 overlay(
                     made[n],
@@ -213,7 +212,7 @@ def translation_sections(net: Any, pairs: Pairs, use: str, worst: int) -> list[S
                     f"{pairs.contacts[moments[n]]}: off by {rms[n]:.2f} px RMS "
                     f"(green: translated, red: true)",
                 )
-                for n in np.argsort(-rms)[:worst]
+                for n in np.argsort(-np.nan_to_num(rms, nan=np.inf))[:worst]
             ]
             sections.append(Section(f"{name} → {other}", (_pictures(*pictures),)))
     return sections

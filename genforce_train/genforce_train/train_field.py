@@ -212,21 +212,30 @@ def load_field(checkpoint: str | Path) -> FieldNet:
     return net.eval()
 
 
-def load_reader(checkpoint: str | Path, refinements: int) -> nn.Module:
+def load_reader(checkpoint: str | Path, refinements: int, sha256: str = "") -> nn.Module:
     """What reads the displacement: the field model of a checkpoint, refined so many times by the
-    markers that it misses. Raises `DataError`."""
+    markers that it misses. Raises `DataError`, also where its weights are others than `sha256`."""
     net = load_field(checkpoint)
+    if sha256 and load_checkpoint(checkpoint).sha256() != sha256:
+        raise DataError(
+            f"{checkpoint}: trained anew since the force model that reads it; train that one again"
+        )
     return RefinedField(net, refinements).eval() if refinements else net
 
 
 def fields_of(
-    checkpoint: str | Path, cache: Cache, sensors: Sequence[str], refinements: int = 0
+    checkpoint: str | Path,
+    cache: Cache,
+    sensors: Sequence[str],
+    refinements: int = 0,
+    sha256: str = "",
 ) -> np.ndarray:
     """Fields (frames + rest frames, 3, 30, 40) float16 mm of all frames of a cache, of their
-    sensors as drawn: see `Registration.upright` and `RefinedField`.
+    sensors as drawn: see `Registration.upright` and `load_reader`.
 
     Raises `DataError` where images of one of `sensors` are of quite another scale than the model's.
     """
+    reader = load_reader(checkpoint, refinements, sha256)
     saved = load_checkpoint(checkpoint)
     low, high = saved.meta.get("px_per_mm", DOTS_PX_PER_MM)
     for sensor in sensors:
@@ -241,7 +250,6 @@ def fields_of(
     mounted = [np.hstack(astuple(mounting)) for mounting in mountings(cache)]
     made_of.update(np.round(mounted, 6).tobytes())
     name = f"upright_{made_of.hexdigest()[:16]}" + f"_refined_{refinements}" * bool(refinements)
-    reader = load_reader(checkpoint, refinements)
     return maps_of(cache, reader, (3, 30, 40), name, upright_images)
 
 

@@ -58,6 +58,7 @@ class ForceSettings(RunSettings):
     model: Literal["compact", "paper"] = "compact"
     input: Literal["markers", "field"] = "markers"  # field: read the gel's displacement instead
     field_model: str = ""  # checkpoint of `genforce train field`, for input=field
+    field_sha256: str = ""  # of its weights, noted by the training
     refinements: int = Field(0, ge=0, le=4)  # of that displacement, by the markers that it misses
     init: str = ""  # checkpoint of `genforce train force` to begin from
     labels_of: str = ""  # sensor whose labels of the same contacts stand for those of the others
@@ -87,6 +88,9 @@ def train(settings: ForceSettings, quiet: bool = False) -> dict[str, Any]:
     """Train, keep the checkpoints, and return the final metrics. Raises `GenforceError`."""
     _check(settings)
     start(settings)
+    if settings.input == "field":
+        read_by = {"field_sha256": load_checkpoint(settings.field_model).sha256()}
+        settings = settings.model_copy(update=read_by)
 
     # --- data
     cache = open_data(settings.data)
@@ -162,8 +166,9 @@ def train(settings: ForceSettings, quiet: bool = False) -> dict[str, Any]:
     }
     for name in ("train", "validation", "test"):
         if rows := getattr(split, name):
+            labels = judged_labels(settings, cache, rows)
             predicted, measured, rest = run.once(
-                partial(predict, net, source, cache, rows, run.meta, run.device)
+                partial(predict, net, source, cache, rows, run.meta, run.device, labels)
             )
             metrics[name] = score(predicted, measured, rest).as_dict()
             if name != "train" and run.main:
@@ -248,7 +253,9 @@ def source_of(settings: ForceSettings, cache: Cache) -> FrameSource:
     """The inputs a model with these settings reads."""
     if settings.input == "field":
         sensors = settings.sensors or tuple(cache.sensors)
-        fields = fields_of(settings.field_model, cache, sensors, settings.refinements)
+        fields = fields_of(
+            settings.field_model, cache, sensors, settings.refinements, settings.field_sha256
+        )
         return MapSource(fields, FieldForceNet.odd)
     if settings.model == "paper":
         return MarkerSource(cache, PaperForceNet.size)
@@ -280,6 +287,8 @@ def training_labels(settings: ForceSettings, cache: Cache, contacts: list[int]) 
     }
     curves = {gel: ForceDepth.read(settings.material, gel) for gel in set(gels.values())}
     for row in contacts:
+        if gels[row] == settings.material_target:
+            continue
         frames = cache.rows(row)
         depth = np.array(cache.array("depth")[frames])
         if not np.isfinite(depth).all():
@@ -293,6 +302,14 @@ def training_labels(settings: ForceSettings, cache: Cache, contacts: list[int]) 
             settings.material_weight,
         )[:, None]
     return wrench
+
+
+def judged_labels(settings: ForceSettings, cache: Cache, contacts: list[int]) -> np.ndarray:
+    """Wrench of all frames (n, 6) by which predictions for these contacts are judged: as measured,
+    or as it would be of the gel that the model was trained for. Never a borrowed one."""
+    if settings.labels_of or not settings.material:
+        return np.array(cache.wrench)
+    return training_labels(settings, cache, contacts)
 
 
 def _carry(settings: ForceSettings, cache: Cache) -> Callable[[Cache, int, int], np.ndarray]:

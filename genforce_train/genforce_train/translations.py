@@ -28,8 +28,9 @@ class TranslationScores:
 
     rms_px: error of the markers' displacement at 480x640, over all markers found in both, which is
     how far the two images' markers lie apart; moved_px: the same of the reference, as if nothing
-    were translated; found: part of the truly visible markers that the translation shows; iou: of
-    the masks; distance: Fréchet distance of local change (FID-like), 0 for equal distributions.
+    were translated, and what rms_px is where no marker is found; found: part of the truly visible
+    markers that the translation shows; iou: of the masks; distance: Fréchet distance of local
+    change (FID-like), 0 for equal distributions.
     """
 
     rms_px: float
@@ -66,10 +67,11 @@ def score_translations(
         ious += _overlaps(translated, true)
         for part, bits in zip(features, (translated, true), strict=True):
             part.append(change_features(bits, reference))
-    error, move = np.concatenate(errors), np.concatenate(moves)
+    error, moved_px = np.concatenate(errors), rms_length(np.concatenate(moves))
+    found = bool(np.isfinite(error).any())
     return TranslationScores(
-        rms_px=_rms(error),
-        moved_px=_rms(move),
+        rms_px=rms_length(error) if found else moved_px,
+        moved_px=moved_px,
         found=float(np.isfinite(error[:, 0]).mean()),
         iou=float(np.mean(ious)),
         distance=frechet_distance(*(np.concatenate(part) for part in features)),
@@ -113,6 +115,8 @@ def _overlaps(first: np.ndarray, second: np.ndarray) -> list[float]:
     return (both / np.maximum(either, 1)).tolist()
 
 
-def _rms(displacement: np.ndarray) -> float:
-    """Root mean square length of (n, 2), NaN left out."""
-    return float(np.sqrt(np.nanmean((displacement**2).sum(-1))))
+def rms_length(displacement: np.ndarray) -> float:
+    """Root mean square length of (n, 2), NaN left out; NaN where nothing else is there."""
+    square = (displacement**2).sum(-1)
+    known = square[np.isfinite(square)]
+    return float(np.sqrt(known.mean())) if len(known) else float("nan")

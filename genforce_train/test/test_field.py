@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from genforce_sim.fieldset import FieldSuite, write_shard
 from genforce_sim.optics import Imperfections
 from genforce_sim.sensor import SimulatedSensor
 from genforce_train.cache import open_layout
+from genforce_train.checkpoint import load_checkpoint, save_checkpoint
 from genforce_train.export import export_force
 from genforce_train.models.field import PX_PER_MM, FieldNet, FlowMaps
 from genforce_train.models.force import ChangeMaps
@@ -89,6 +91,26 @@ def test_force_on_the_field_exports_as_two_stages(field, toy_contact, tmp_path, 
     stream = Model(read_bundle(tmp_path / "bundle"), provider="cpu").stream()
     assert np.isfinite(stream.step()["force"]).all()
     assert open_layout(layout.root).array("rest_bits").shape[0] == 8
+
+
+def test_a_field_model_that_was_trained_anew_is_not_taken_for_the_one_read_by(
+    field, toy_contact, tmp_path
+):
+    layout = Layout(tmp_path / "data")
+    for number in range(4):
+        layout.write(toy_contact(number, frames=12))
+    layout.write_reference("toy", toy_contact(0, frames=1).bits[0])
+    field_model = tmp_path / "field.safetensors"
+    shutil.copy(field[0] / "out/best.safetensors", field_model)
+    trained_bundle(layout, field_model, tmp_path, 2)
+    saved = load_checkpoint(field_model)
+    net = load_field(field_model)
+    save_checkpoint(field_model, net, saved.meta | {"note": "the same weights"})
+    export_force(tmp_path / "out/best.safetensors", tmp_path / "same")
+    net.head.bias.data += 1
+    save_checkpoint(field_model, net, saved.meta)
+    with pytest.raises(DataError, match=r"field.safetensors: trained anew since"):
+        export_force(tmp_path / "out/best.safetensors", tmp_path / "other")
 
 
 def test_training_and_serving_see_a_sensor_as_it_is_drawn(

@@ -12,7 +12,9 @@ import pytest
 from genforce_collect.errors import DataError
 from genforce_collect.layout import Layout
 from genforce_train import dataset_cli
+from genforce_train.cache import open_layout
 from genforce_train.materials import ForceDepth, ratios, runtime_correction
+from genforce_train.train_force import ForceSettings, judged_labels
 
 SOFT = ForceDepth((1.0, 2.0, 0.0), (0.8, 1.6, 0.0))
 HARD = ForceDepth((2.0, 4.0, 0.0), (2.4, 4.8, 0.0))
@@ -54,6 +56,25 @@ def test_corrected_labels_are_those_of_the_target():
     factor = ratios(SOFT, HARD, depth, loading)
     np.testing.assert_allclose(SOFT.force(depth, loading) * factor, HARD.force(depth, loading))
     np.testing.assert_allclose(factor * ratios(HARD, SOFT, depth, loading), 1)
+
+
+def test_predictions_for_another_gel_are_judged_by_what_it_would_have_measured(
+    toy_contact, tmp_path
+):
+    layout = Layout(tmp_path / "data")
+    contact = press(toy_contact(0), SOFT, "soft")
+    layout.write(contact)
+    layout.write_reference("soft", contact.bits[0])
+    for name, curve in (("soft", SOFT), ("hard", HARD)):
+        curve.write(tmp_path / "material", name)
+    settings = ForceSettings(
+        data=str(layout.root), material=str(tmp_path / "material"), material_target="hard"
+    )
+    cache = open_layout(layout.root)
+    expected = press(toy_contact(0), HARD, "soft").wrench
+    np.testing.assert_allclose(judged_labels(settings, cache, [0]), expected, atol=1e-5)
+    measured = settings.model_copy(update={"material_target": "soft"})
+    np.testing.assert_allclose(judged_labels(measured, cache, [0]), contact.wrench, atol=1e-5)
 
 
 def test_start_and_weight_bound_the_correction():
