@@ -41,7 +41,11 @@ MIN_WHOLE = 0.75  # of the contacts asked for: with less, a collection has faile
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("--cell", default="virtual", help="cell, by name or path")
+    nodes = parser.add_mutually_exclusive_group()
+    nodes.add_argument("--cell", default="virtual", help="cell, by name or path")
+    nodes.add_argument(
+        "--attach", action="store_true", help="start no nodes: use those that are up already"
+    )
     parser.add_argument("--sensor", default="array_1", help="sensor, by name or path")
     parser.add_argument("--indenter", default="sphere", help="indenter, by name or mesh path")
     what = parser.add_mutually_exclusive_group()
@@ -57,9 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="bag to write (default runs/collect/<time>)")
     parser.add_argument("--resume", action="store_true", help="leave out contacts already whole")
     parser.add_argument("--dry-run", action="store_true", help="everything but move")
-    parser.add_argument(
-        "--attach", action="store_true", help="start no nodes: use those that are up already"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     goal = CollectIndent.Goal(
         sensor=load_sensor(args.sensor).name,
         indenter=args.indenter,
-        plan=args.plan,
+        plan="press" if args.force_depth else args.plan,  # whatever the plan of the nodes
         contacts=list(range(args.contacts)),
         bag=str(bag.resolve()),
         resume=args.resume,

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from genforce_bringup import session
+from genforce_bringup import collect, session
 from genforce_bringup.cli import main
 from genforce_bringup.collect import stream_line
 from genforce_bringup.hints import PAGE
+from genforce_collect.errors import GenforceError
+from genforce_msgs.action import CollectIndent
 from genforce_msgs.msg import RecorderStatus
 
 VIRTUAL = Path(__file__).parents[1] / "config" / "cells" / "virtual.yaml"
@@ -62,3 +64,35 @@ def test_attaching_needs_a_graph_that_is_up(
     monkeypatch.setattr(session, "DISCOVERY_TIMEOUT_S", 0.5)
     assert main(["collect", "--attach", "--out", str(tmp_path / "bag")]) == 3
     assert "start one: genforce up collect_indent" in capfd.readouterr().err
+
+
+def test_a_force_depth_curve_is_one_press_whatever_graph_is_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    class Client:
+        def __init__(self, graph: object) -> None:
+            pass
+
+        def __enter__(self) -> Client:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def end(_: Client, goal: CollectIndent.Goal, *__: object) -> None:
+        asked.append(goal)
+        raise GenforceError("enough")
+
+    monkeypatch.setattr(collect, "CollectClient", Client)
+    monkeypatch.setattr(collect, "run_goal", end)
+    for words in (["--force-depth"], ["--plan", "slide"], []):
+        assert main(["collect", "--attach", "--out", str(tmp_path / "bag"), *words]) == 1
+    assert [goal.plan for goal in asked] == ["press", "slide", ""]
+
+
+def test_a_cell_is_not_taken_where_nodes_have_theirs(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["collect", "--attach", "--cell", "lab"])
+    assert "--cell: not allowed with argument --attach" in capsys.readouterr().err
