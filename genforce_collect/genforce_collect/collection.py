@@ -275,15 +275,11 @@ class _Run:
         if not job.contacts:
             return Outcome(0, 0, Counts())
         rig.wait_ready(recorder=job.bag is not None)
-        if job.goal.execute_motion:
-            self._go_above(job.contacts[0])
-        rig.rest(SETTLE_S)
-        rig.zero()
-        if job.goal.execute_motion and job.plan.touch_n:
-            job = self._job = replace(job, plan=replace(job.plan, start=self._find_surface()))
-            self._read_position()
-        if job.bag is not None:
-            rig.start_recording(job.bag, job_metadata(job))
+        try:
+            self._begin()
+        except Exception:
+            self._retreat()  # a search for the surface may have ended in the gel
+            raise
         message, counts = "", Counts()
         try:
             rig.rest(NO_CONTACT_S)
@@ -299,6 +295,24 @@ class _Run:
         if not message and self._invalid:
             message = f"{len(self._invalid)} of {len(job.contacts)} contacts are not whole"
         return Outcome(self._whole, len(self._invalid), counts, message or counts.error)
+
+    def _begin(self) -> None:
+        """From anywhere to above the first contact, all zeroed and recording."""
+        job, rig = self._job, self._rig
+        plan, moves = job.plan, job.goal.execute_motion
+        if moves:
+            if plan.touch_n:  # until the surface is found, it may be anywhere within the search
+                high = max(plan.clearance_m, plan.touch_search_m)
+                self._job = replace(job, plan=replace(plan, clearance_m=high))
+            self._go_above(job.contacts[0])
+        rig.rest(SETTLE_S)
+        rig.zero()
+        if moves and plan.touch_n:
+            self._job = replace(job, plan=replace(plan, start=self._find_surface()))
+            self._read_position()
+            self._move(retract_move(self._job.plan, self._position, job.cell.speeds))
+        if job.bag is not None:
+            rig.start_recording(job.bag, job_metadata(self._job))
 
     def _make_contacts(self) -> None:
         self._begun_at = time.monotonic()
@@ -423,7 +437,7 @@ class _Run:
         """The start pose at the height where the tip touches, in the sensor frame.
 
         Presses at the first contact's point in steps until the force is reached, and leaves the
-        tip clear of the gel. Raises `SafetyError` where there is no surface to be found.
+        tip close above. Raises `SafetyError` where there is no surface to be found.
         """
         plan, speeds = self._job.plan, self._job.cell.speeds
         x, y = self._job.contacts[0].point
@@ -432,7 +446,6 @@ class _Run:
         for step in TOUCH_STEPS_M:
             while True:
                 if height < -plan.touch_search_m:
-                    self._move(Move(Phase.IDLE, (x, y, plan.clearance_m), speeds.transfer_m_s))
                     raise SafetyError(
                         f"no surface within {plan.touch_search_m * 1e3:g} mm of the start pose: "
                         "teach start_mm or widen touch_search_mm"
@@ -444,7 +457,6 @@ class _Run:
                 height -= step
             touching, height = height, height + TOUCH_STEPS_M[0]
             self._move(Move(Phase.IDLE, (x, y, height), speeds.contact_m_s))
-        self._move(Move(Phase.IDLE, (x, y, touching + plan.clearance_m), speeds.transfer_m_s))
         return plan.start[0], plan.start[1], plan.start[2] + touching
 
     def _retreat(self) -> None:

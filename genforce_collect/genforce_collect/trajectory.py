@@ -17,6 +17,7 @@ import enum
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -353,22 +354,22 @@ def to_sensor_frame(plan: Plan, position: Vector3) -> Vector3:
 def check_plan(plan: Plan, limits: LimitsConfig, sensor: SensorConfig) -> None:
     """Refuse a plan that leaves the workspace box or the gel. Raises `SafetyError` naming the
     first contact at fault and the limit.
+
+    Where the surface is to be searched for, the plan has to fit wherever it may be found; depths
+    in the gel are then those below it.
     """
-    lowest = plan.start[2] - plan.touch_search_m if plan.touch_n else plan.start[2]
-    if lowest < limits.workspace_min_m[2]:
-        raise SafetyError(
-            f"the search for the surface goes down to {lowest * 1e3:.2f} mm, below the workspace "
-            f"of the cell at {limits.workspace_min_m[2] * 1e3:.2f} mm"
-        )
+    search = plan.touch_search_m if plan.touch_n else 0.0
     half_gel = (sensor.gel.width_mm * 0.5e-3, sensor.gel.height_mm * 0.5e-3)
     thickness = sensor.gel.thickness_mm * 1e-3
     for contact in plan.contacts:
         name = f"contact {contact.index}"
         above = (*contact.point, plan.clearance_m)
-        for target in [above, *(target for _, target in contact.phases)]:
+        targets = [above, *(target for _, target in contact.phases)]
+        for target, shift in product(targets, (-search, search)):
             position = to_sensor_frame(plan, target)
+            found = (position[0], position[1], position[2] + shift)
             for axis, value, low, high in zip(
-                "xyz", position, limits.workspace_min_m, limits.workspace_max_m, strict=True
+                "xyz", found, limits.workspace_min_m, limits.workspace_max_m, strict=True
             ):
                 if not low <= value <= high:
                     raise SafetyError(
@@ -381,8 +382,9 @@ def check_plan(plan: Plan, limits: LimitsConfig, sensor: SensorConfig) -> None:
                         f"{name} reaches {axis} = {value * 1e3:.2f} mm, beyond the edge of the "
                         f"gel of {sensor.name} at {half * 1e3:.2f} mm"
                     )
-            if -position[2] >= thickness:
+            depth = -target[2] if plan.touch_n else -position[2]
+            if depth >= thickness:
                 raise SafetyError(
-                    f"{name} presses {-position[2] * 1e3:.2f} mm deep, through the "
+                    f"{name} presses {depth * 1e3:.2f} mm deep, through the "
                     f"{sensor.gel.thickness_mm:.2f} mm of gel of {sensor.name}"
                 )

@@ -207,6 +207,53 @@ def test_the_operators_wish_ends_the_run_tip_out_and_bag_closed(tmp_path: Path):
     assert rig.log[-1] == "stop_recording"
 
 
+class TouchRig(FakeRig):
+    """Over a gel of 1 N/mm, 3 mm above where it was taught to be."""
+
+    surface = 0.003
+
+    def __init__(self, on_move: Callable[[Vector3], None] = lambda _: None) -> None:
+        super().__init__(on_move)
+        self.speeds: list[float] = []  # of the moves that ended deeper than the touch
+
+    def move(self, target: Vector3, speed_m_s: float) -> None:
+        if target[2] < self.surface - 2e-4:
+            self.speeds.append(speed_m_s)
+        super().move(target, speed_m_s)
+
+    def normal_force(self) -> float:
+        return min(0.0, 1e3 * (self.position[2] - self.surface))
+
+
+def touch(rig: FakeRig, tmp_path: Path) -> Outcome:
+    path = tmp_path / "plan.yaml"
+    path.write_text("press: true\nmax_z_mm: 0.5\ntouch_n: 0.1\ntouch_search_mm: 4\n")
+    goal = Goal("sphere", plan=str(path), bag=str(tmp_path / "bag"))
+    return run_collection(prepare(goal, CELL, SENSOR), rig, lambda _: None)
+
+
+def test_the_search_for_the_surface_is_slow_wherever_it_may_be(tmp_path: Path):
+    rig = TouchRig()
+    assert touch(rig, tmp_path).whole == 1
+    assert max(rig.speeds) <= CELL.speeds.contact_m_s
+    assert rig.position[2] == pytest.approx(rig.surface - 1e-4 + 0.002, abs=2e-5)
+
+
+@pytest.mark.parametrize("error", [Cancelled("ended by the operator"), ContactBroken("silent")])
+def test_a_search_for_the_surface_that_breaks_off_leaves_the_tip_out_of_the_gel(
+    tmp_path: Path, error: Exception
+):
+    def fail(target: Vector3) -> None:
+        if rig.position[2] < rig.surface < target[2] and "let_finish" not in rig.log:
+            raise error
+
+    rig = TouchRig(fail)
+    with pytest.raises(type(error), match=str(error)):
+        touch(rig, tmp_path)
+    assert rig.position[2] > rig.surface
+    assert "start_recording" not in rig.log
+
+
 def test_the_union_of_resumed_runs_is_the_plan(tmp_path: Path, monkeypatch):
     """Of what the bags hold whole nothing is made again, whatever the run before ended with."""
     whole = frozenset({0, 2})

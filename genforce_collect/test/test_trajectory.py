@@ -134,6 +134,8 @@ def test_duration_adds_up_trapezoids_and_dwell():
         ({"step_y_mm": SENSOR.gel.height_mm / 2 - 0.5}, "edge of the gel"),
         ({"clearance_mm": 60.0}, "z = 60.00 mm, outside the workspace"),
         ({"start_mm": (0.0, 0.0, -4.5)}, "mm"),
+        ({"touch_n": 0.1, "touch_search_mm": 9.5}, "z = -10.25 mm, outside the workspace"),
+        ({"touch_n": 0.1, "clearance_mm": 49.5}, "z = 50.50 mm, outside the workspace"),
     ],
 )
 def test_a_plan_beyond_a_limit_is_refused_by_name(change: dict, words: str):
