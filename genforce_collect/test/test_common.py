@@ -8,9 +8,18 @@ import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.experimental import EventsExecutor
+from rclpy.parameter import Parameter
 
+from genforce_collect.errors import ConfigError
 from genforce_collect.nodes import common
-from genforce_collect.nodes.common import NAMESPACE, Diagnostics, await_answer, spin_until
+from genforce_collect.nodes.common import (
+    NAMESPACE,
+    Diagnostics,
+    await_answer,
+    declare,
+    parameter_words,
+    spin_until,
+)
 
 pytestmark = pytest.mark.live
 
@@ -54,6 +63,37 @@ def test_whoever_begins_to_listen_hears_the_present_state_before_it_is_due(
     assert set(heard) == {"up"}
     node.destroy_node()
     reader.destroy_node()
+
+
+def test_parameters_come_through_the_command_line_as_they_were_given():
+    given = {
+        "rate": 2,
+        "bag": "runs/a bag, " + 40 * "long " + "path",
+        "names": ["a", "b"],
+        "on": True,
+    }
+    rclpy.init(args=["--ros-args", *parameter_words(given)])
+    try:
+        node = rclpy.create_node("node")
+        defaults = {"rate": 1.0, "bag": "", "names": [""], "on": False}
+        taken = {name: declare(node, name, default) for name, default in defaults.items()}
+        assert taken == given
+        assert node.get_parameter("rate").type_ == Parameter.Type.DOUBLE
+        node.destroy_node()
+    finally:
+        rclpy.shutdown()
+
+
+@pytest.mark.parametrize(("default", "given"), [(1.0, "fast"), (1.0, True), (1, 2.5), ("", 3)])
+def test_a_parameter_of_another_type_is_refused_by_name(default: object, given: object):
+    rclpy.init(args=["--ros-args", *parameter_words({"rate": given})])
+    try:
+        node = rclpy.create_node("node")
+        with pytest.raises(ConfigError, match=r"parameter rate: .* expecting type"):
+            declare(node, "rate", default)
+        node.destroy_node()
+    finally:
+        rclpy.shutdown()
 
 
 def test_a_node_is_waited_for_until_it_answers_and_no_longer_than_asked(executor: EventsExecutor):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 
 import yaml
 
@@ -45,21 +44,14 @@ def run(args: argparse.Namespace) -> int:
         "provider": args.provider,
         **_assignments(args.set),
     }
+    # Not at the top: ROS takes a second to import, and --help should not.
+    from genforce_collect.nodes.common import parameter_words
     from genforce_infer.nodes.force_estimator import PARAMETERS, main
 
     if unknown := sorted(set(parameters) - set(PARAMETERS)):
         raise ConfigError(f"unknown parameter {unknown[0]}; known are {', '.join(PARAMETERS)}")
-    sys.argv = ["force_estimator", *ros_arguments(parameters)]
+    sys.argv = ["force_estimator", "--ros-args", *parameter_words(parameters)]
     return main()
-
-
-def ros_arguments(parameters: Mapping[str, object]) -> list[str]:
-    """`--ros-args -p name:=value ...`."""
-    pairs = [
-        ("-p", f"{name}:={yaml.safe_dump(value).splitlines()[0]}")
-        for name, value in parameters.items()
-    ]
-    return ["--ros-args", *(text for pair in pairs for text in pair)]
 
 
 def _assignments(texts: list[str]) -> dict[str, object]:

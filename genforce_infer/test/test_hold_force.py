@@ -44,7 +44,7 @@ class Spring:
 
 @pytest.fixture
 def executor() -> Iterator[EventsExecutor]:
-    rclpy.init()
+    rclpy.init(args=["--ros-args", "-p", "force_n:=2"])
     executor = EventsExecutor()
     yield executor
     executor.shutdown()

@@ -119,8 +119,9 @@ def test_labels_are_not_invented_where_the_force_sensor_was_silent() -> None:
 
 
 def test_serve_runs_the_estimator_of_the_bundles_own_sensor(make_bundle: MakeBundle) -> None:
+    words = ["serve", str(make_bundle().folder), "--set", "filter_hz:=20", "stale_s:=0"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "genforce_bringup.cli", "serve", str(make_bundle().folder)],
+        [sys.executable, "-m", "genforce_bringup.cli", *words],
         stderr=subprocess.PIPE,
         text=True,
     )

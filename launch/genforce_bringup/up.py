@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 from pathlib import Path
 
-import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
 from genforce_bringup.graph import (
@@ -23,6 +21,7 @@ from genforce_bringup.graph import (
 )
 from genforce_bringup.supervisor import Supervisor
 from genforce_collect.errors import ConfigError
+from genforce_collect.nodes.common import parameter_words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +60,5 @@ def command_line(process: Process) -> list[str]:
     command = [str(executable), *process.arguments]
     if process.parameters:
         command += ["--ros-args", "-r", f"__ns:=/{NAMESPACE}"]
-        for name, value in process.parameters.items():
-            text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).splitlines()[0]
-            command += ["-p", f"{name}:={text}"]
+        command += parameter_words(process.parameters)
     return command

@@ -14,9 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rclpy
+import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import ParameterDescriptor
 from rcl_interfaces.srv import ListParameters
 from rclpy.event_handler import PublisherEventCallbacks
+from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.experimental import EventsExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
@@ -27,7 +30,7 @@ from rclpy.time import Time
 
 from genforce_collect.cdr import set_stamp
 from genforce_collect.clock import NS
-from genforce_collect.errors import DeviceError, GenforceError
+from genforce_collect.errors import ConfigError, DeviceError, GenforceError
 from genforce_msgs.msg import StreamTimes
 
 NAMESPACE = "genforce"
@@ -186,8 +189,8 @@ class DriverNode(LifecycleNode):
 
     def __init__(self, name: str) -> None:
         super().__init__(name, namespace=NAMESPACE)
-        self._autostart = bool(self.declare_parameter("autostart", True).value)
-        self._patience_s = float(self.declare_parameter("startup_wait_s", 0.0).value)
+        self._autostart = declare(self, "autostart", True)
+        self._patience_s = declare(self, "startup_wait_s", 0.0)
         self._active = False
         self._failure: Exception | None = None
         self._diagnostics = Diagnostics(self, self._show_life)
@@ -250,6 +253,31 @@ class DriverNode(LifecycleNode):
         else:
             text = f"not active: {self._failure}" if self._failure else "not active"
             self._diagnostics.publish(DiagnosticStatus.WARN, text, "", {})
+
+
+def declare(node: Node, name: str, default: Any) -> Any:
+    """Declare a parameter; returns its value. Where the default is a float, a whole number is taken
+    as well, which rclpy refuses. Raises `ConfigError` on another type."""
+    try:
+        if not isinstance(default, float):
+            return node.declare_parameter(name, default).value
+        untyped = ParameterDescriptor(dynamic_typing=True)
+        given = node.declare_parameter(name, default, untyped).value
+        node.undeclare_parameter(name)
+        whole = type(given) is int
+        value = float(given) if whole else default
+        return node.declare_parameter(name, value, ignore_override=whole).value
+    except InvalidParameterTypeException as error:
+        raise ConfigError(f"parameter {name}: {error}") from error
+
+
+def parameter_words(parameters: Mapping[str, object]) -> list[str]:
+    """`-p name:=value` of each, for a node's command line after `--ros-args`."""
+    texts = (
+        f"{name}:={yaml.safe_dump(value, default_flow_style=True, width=math.inf).splitlines()[0]}"
+        for name, value in parameters.items()
+    )
+    return [word for text in texts for word in ("-p", text)]
 
 
 def await_nodes(executor: Any) -> None:

@@ -11,7 +11,7 @@ import sys
 from geometry_msgs.msg import TwistStamped, WrenchStamped
 from rclpy.node import Node
 
-from genforce_collect.nodes.common import NAMESPACE, run, stream_qos
+from genforce_collect.nodes.common import NAMESPACE, declare, run, stream_qos
 
 MAX_SPEED_M_S = 0.004
 
@@ -21,9 +21,9 @@ class HoldForce(Node):
 
     def __init__(self) -> None:
         super().__init__("hold_force", namespace=NAMESPACE)
-        sensor = self.declare_parameter("sensor", "array_1").value
-        self.target_n = self.declare_parameter("force_n", 2.0).value
-        self.gain = self.declare_parameter("gain", 1.0e-3).value
+        sensor = declare(self, "sensor", "array_1")
+        self.target_n = declare(self, "force_n", 2.0)
+        self.gain = declare(self, "gain", 1.0e-3)
         self.command = self.create_publisher(TwistStamped, "robot/speed_command", 10)
         self.create_subscription(WrenchStamped, f"{sensor}/wrench", self.act, stream_qos(60))
 

@@ -37,6 +37,7 @@ from genforce_collect.errors import ConfigError, DataError, GenforceError
 from genforce_collect.nodes.common import (
     NAMESPACE,
     Stream,
+    declare,
     from_stamp,
     run,
     spin_until,
@@ -82,7 +83,7 @@ class ForceEstimator(LifecycleNode):
     def __init__(self) -> None:
         super().__init__("force_estimator", namespace=NAMESPACE)
         for name, default in PARAMETERS.items():
-            self.declare_parameter(name, default)
+            declare(self, name, default)
         self._channels: list[Channel] = []
         self._streams: dict[str, Stream] = {}
         self._own_endpoints: dict[str, set[bytes]] = {}
