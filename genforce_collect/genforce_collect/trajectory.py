@@ -38,6 +38,8 @@ from genforce_collect.config import (
 from genforce_collect.errors import ConfigError, SafetyError
 
 SAME_PLACE_M = 1e-6  # closer than this needs no move
+HEADWAY_M = 1e-5  # an arm at rest does not seem to move this far
+STUCK_S = 5.0
 PRESS_S = 2.0  # each way of a force-depth press: slow, for many frames on the curve
 
 
@@ -325,6 +327,25 @@ def move_duration(distance_m: float, speed_m_s: float, acceleration_m_s2: float)
     if distance_m < speed_m_s**2 / acceleration_m_s2:
         return 2 * math.sqrt(distance_m / acceleration_m_s2)
     return distance_m / speed_m_s + speed_m_s / acceleration_m_s2
+
+
+class Headway:
+    """Tells a slow move from one that is stuck: by the way that is left, because the controller
+    may scale any speed down. Times are monotonic (s).
+    """
+
+    def __init__(self, now: float) -> None:
+        self._remaining = math.inf
+        self._gained_at = now
+
+    def note(self, remaining_m: float, now: float) -> None:
+        """Take in how far it is to the target."""
+        if remaining_m < self._remaining - HEADWAY_M:
+            self._remaining, self._gained_at = remaining_m, now
+
+    def stuck(self, now: float) -> bool:
+        """Whether it has come no nearer for too long."""
+        return now - self._gained_at > STUCK_S
 
 
 def plan_duration(plan: Plan, contacts: Iterable[ContactPlan], speeds: SpeedsConfig) -> float:

@@ -65,6 +65,7 @@ class FakeCell(Node):
         self.moves: list[tuple[float, float, float]] = []
         self.calls: list[str] = []
         self.fail_next: Callable[[tuple[float, float, float]], str] = lambda _: ""
+        self.slider = 1.0  # of the teach pendant
         self.camera_runs = True
         self.frozen = False
         self._picture = array.array("B")
@@ -125,7 +126,7 @@ class FakeCell(Node):
 
     async def _move(self, handle) -> MoveLinear.Result:
         finished = Future(executor=self.executor)
-        threading.Thread(target=self._drive, args=(handle.request, finished)).start()
+        threading.Thread(target=self._drive, args=(handle, finished)).start()
         message = await finished
         if message:
             handle.abort()
@@ -133,18 +134,27 @@ class FakeCell(Node):
             handle.succeed()
         return MoveLinear.Result(success=not message, message=message)
 
-    def _drive(self, goal: MoveLinear.Goal, finished: Future) -> None:
+    def _drive(self, handle, finished: Future) -> None:
+        goal = handle.request
         target = (goal.pose.position.x, goal.pose.position.y, goal.pose.position.z)
         start = tuple(self.position)
         self.moves.append(target)
-        duration = math.dist(start, target) / goal.speed
+        duration = max(math.dist(start, target) / goal.speed, 1e-9)
         self._halt.clear()
-        begun = time.monotonic()
-        while (part := (time.monotonic() - begun) / max(duration, 1e-9)) < 1:
+        part, then, told = 0.0, time.monotonic(), 0.0
+        while True:
             if self._halt.wait(0.002):
                 finished.set_result(STOPPED_ON_REQUEST)
                 return
+            now = time.monotonic()
+            part, then = part + (now - then) * self.slider / duration, now
+            if part >= 1:
+                break
             self.position = [a + (b - a) * part for a, b in zip(start, target, strict=True)]
+            if now > told + 0.1:
+                remaining = math.dist(self.position, target)
+                handle.publish_feedback(MoveLinear.Feedback(remaining=remaining))
+                told = now
             if part > 0.5 and (reason := self.fail_next(target)):
                 finished.set_result(reason)
                 return
@@ -508,6 +518,27 @@ def test_cancel_stops_the_robot_retracts_and_closes_the_bag(session: Session):
     assert "robot/stop" in session.cell.calls
     assert session.cell.position[2] >= 0.002
     assert checked(result).whole_contacts == set(range(result.contacts))
+
+
+def pull_slider(session: Session, slider: float, seconds: float) -> None:
+    session.cell.slider = slider
+    threading.Timer(seconds, setattr, (session.cell, "slider", 1.0)).start()
+
+
+def test_a_move_at_the_lowest_setting_of_the_slider_is_waited_for(session: Session):
+    in_a_contact(session, 1, lambda: pull_slider(session, 0.003, seconds=7.0))
+    result = session.run(bag=str(session.folder / "slow"), contacts=[0])
+    assert result.success, result.message
+    assert [c.whole for c in verify(result.bag).contacts] == [True]
+
+
+def test_a_move_that_is_stuck_has_the_contact_repeated(session: Session):
+    in_a_contact(session, 1, lambda: pull_slider(session, 0.0, seconds=5.5))
+    result = session.run(bag=str(session.folder / "stuck"), contacts=[0])
+    assert result.success, result.message
+    reasons = [c.reason for c in verify(result.bag).contacts if not c.whole]
+    assert len(reasons) == 1
+    assert "the arm is stuck" in reasons[0]
 
 
 @pytest.mark.parametrize("at", ["in a move", "between two moves"])

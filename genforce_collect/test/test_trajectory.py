@@ -16,6 +16,7 @@ from genforce_collect.config import PlanConfig, load_cell, load_sensor
 from genforce_collect.errors import ConfigError, SafetyError
 from genforce_collect.trajectory import (
     LOADED_PHASES,
+    Headway,
     Phase,
     build_plan,
     check_plan,
@@ -124,6 +125,19 @@ def test_duration_adds_up_trapezoids_and_dwell():
     lift = move_duration(plan.clearance_m, CELL.speeds.transfer_m_s, a)
     expected = 2 * lift + 2 * move_duration(1e-3, v, a) + 2 * 1.5
     assert plan_duration(plan, plan.contacts, CELL.speeds) == pytest.approx(expected)
+
+
+def test_a_move_at_a_twentieth_of_a_tenth_of_its_speed_is_not_stuck_and_one_that_rests_is():
+    headway = Headway(now=0.0)
+    speed, noise = 0.05 * 0.1 * CELL.speeds.contact_m_s, 5e-6
+    for step in range(400):  # ten times a second
+        now = 0.1 * step
+        headway.note(1e-3 - speed * now + (noise if step % 2 else -noise), now)
+        assert not headway.stuck(now)
+    headway = Headway(now)
+    for step in range(100):
+        headway.note(1e-3 + (noise if step % 2 else -noise), now + 0.1 * step)
+    assert headway.stuck(now + 10)
 
 
 @pytest.mark.parametrize(

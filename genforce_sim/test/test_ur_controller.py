@@ -232,6 +232,16 @@ def test_time_scale_makes_the_robot_faster_and_leaves_speeds_consistent(serve, c
     assert rate == pytest.approx(-0.2, rel=0.2)
 
 
+def test_the_speed_slider_slows_every_motion_down_and_is_told(serve, clients):
+    controller = serve()
+    controller.set_speed_slider(0.25)
+    control, receive = clients()
+    assert wait(lambda: receive.getTargetSpeedFraction() == 0.25)
+    began = time.monotonic()
+    assert control.moveL(above(START, -0.02), 0.1, 0.5)
+    assert time.monotonic() - began >= 4 * Trapezoid(0.02, 0.1, 0.5).duration - 0.01
+
+
 def test_speedl_goes_on_until_speed_stop(serve, clients):
     serve()
     control, receive = clients()

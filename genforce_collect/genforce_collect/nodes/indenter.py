@@ -58,7 +58,7 @@ from genforce_collect.nodes.common import (
     to_stamp,
 )
 from genforce_collect.safety import STOPPED_ON_REQUEST
-from genforce_collect.trajectory import move_duration
+from genforce_collect.trajectory import STUCK_S, Headway
 from genforce_collect.verification import silence
 from genforce_msgs.action import CollectIndent, MoveLinear
 from genforce_msgs.msg import Contact, RecorderStatus, RobotState, StreamTimes
@@ -330,16 +330,19 @@ class RosRig:
         goal = MoveLinear.Goal(speed=speed_m_s, acceleration=self._cell.speeds.acceleration_m_s2)
         goal.pose.position = _point(target)
         goal.pose.orientation = TOOL_DOWN
-        distance = math.dist(target, self.tip())
-        limit_s = 5.0 + 3 * move_duration(distance, goal.speed, goal.acceleration)
         if gone := self._robot_gone():
             raise ContactBroken(gone)
         self._motion = None  # until it is accepted, nobody knows whether the robot moves
-        handle = self._wait_moving(self._mover.send_goal_async(goal), limit_s)
+        headway = Headway(time.monotonic())
+
+        def note(message: MoveLinear.Impl.FeedbackMessage) -> None:
+            headway.note(message.feedback.remaining, time.monotonic())
+
+        handle = self._wait_moving(self._mover.send_goal_async(goal, note), headway)
         if not handle.accepted:
             raise ContactBroken(f"the robot refused to move: {self._state.message or 'busy'}")
         self._motion = handle.get_result_async()
-        result = self._wait_moving(self._motion, limit_s).result
+        result = self._wait_moving(self._motion, headway).result
         if result.message == STOPPED_ON_REQUEST:
             raise Cancelled(STOPPED_BY_ANOTHER)
         if not result.success:
@@ -474,18 +477,19 @@ class RosRig:
         spin_until(self._executor, known, 1.5 * LAST_WORD_S)
         return f"the graph ended: {why}" if why else "the graph was ended"
 
-    def _wait_moving(self, future: Future, timeout_s: float) -> Any:
+    def _wait_moving(self, future: Future, headway: Headway) -> Any:
         """Result of a future of the robot; whatever keeps it from coming stops the robot."""
         trouble = ""
 
         def over() -> bool:
             nonlocal trouble
             trouble = self._robot_gone() if self._finishing else self._trouble()
+            if not trouble and headway.stuck(time.monotonic()):
+                trouble = f"the arm is stuck: it came no nearer to its target for {STUCK_S:g} s"
             return bool(future.done() or trouble)
 
         try:
-            if not self._spin(over, timeout_s):
-                trouble = f"the move did not end within {timeout_s:.0f} s"
+            self._spin(over, math.inf)
         except Cancelled:
             self.halt()
             raise

@@ -88,6 +88,7 @@ class UrController:
     ) -> None:
         self.host = host
         self.remote_control = remote_control
+        self._speed_slider = 1.0
         self._log: deque[str] = deque(maxlen=1000)
         self._on_cycle = on_cycle
         self._time_scale = time_scale
@@ -178,8 +179,13 @@ class UrController:
             tcp = self._tool.tcp
         steps = max(1, round(horizon_s / FORESEEN_STEP_S))
         for _ in range(steps):
-            arm.step(horizon_s / steps * self._time_scale)
+            arm.step(horizon_s / steps * self._pace)
         return np.array(other_tool_point(arm.pose, tcp, self._mounted_tool))
+
+    @property
+    def _pace(self) -> float:
+        """Time of the arm's motions per host time."""
+        return self._time_scale * self._speed_slider
 
     def is_moving(self) -> bool:
         """The arm is not at rest."""
@@ -192,6 +198,10 @@ class UrController:
     def get_log(self) -> list[str]:
         """What the teach pendant's log would say, oldest first."""
         return list(self._log)
+
+    def set_speed_slider(self, fraction: float) -> None:
+        """The teach pendant's slider, 0 to 1: every motion is that much slower."""
+        self._speed_slider = fraction
 
     # --- faults ---
 
@@ -261,7 +271,7 @@ class UrController:
         self._check_watchdog(now)
         if self._program is not None and self._runtime_state == PLAYING:
             self._step_program(self._program)
-        self._arm.step(CYCLE_S * self._time_scale)
+        self._arm.step(CYCLE_S * self._pace)
         tip = self._tip()
         self._history.append((stamp_ns, tip))
         if self._on_cycle is not None:
@@ -400,13 +410,14 @@ class UrController:
         ]
         if not due:
             return
-        arm, values, scale = self._arm, self._values, self._time_scale
+        arm, values, scale = self._arm, self._values, self._pace
         values["timestamp"] = (cycle * CYCLE_S,)
         values["actual_TCP_pose"] = arm.pose
         values["target_TCP_pose"] = arm.pose
         twist = arm.twist if scale == 1 else tuple(scale * value for value in arm.twist)
         values["actual_TCP_speed"] = twist
         values["target_TCP_speed"] = twist
+        values["target_speed_fraction"] = (self._speed_slider,)
         values["runtime_state"] = (self._runtime_state,)
         values["robot_mode"] = (self._robot_mode,)
         values["safety_mode"] = (self._safety_mode,)
@@ -638,6 +649,5 @@ def _constant_values() -> dict[str, tuple[float, ...]]:
         "actual_robot_current": (0.5,),
         "actual_tool_accelerometer": (0.0, 0.0, -9.81),
         "speed_scaling": (1.0,),
-        "target_speed_fraction": (1.0,),
     }
     return values
