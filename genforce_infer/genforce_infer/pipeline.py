@@ -93,10 +93,15 @@ class Engine:
         self.frame = 0  # number of the newest frame it has seen
         self.stream = model.stream()
         self._write("reference", reference)
-        self._write("mask", reference)
+        self.tare = self.settle()
+
+    def settle(self) -> np.ndarray:
+        """Bring the state to that of a gel at rest; returns the force there, not tared (A,)."""
+        self.stream.reset()
+        self._write("mask", self.reference)
         for number in range(HISTORY_FRAMES):
             at_rest = self.stream.step(same_image=number > 0)
-        self.tare = at_rest["force"][0] * self._scale + self._offset
+        return at_rest["force"][0] * self._scale + self._offset
 
     def infer(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, float]:
         """One frame: mask (480, 640) -> tared force (A,), its own deviation (A,) or None, score."""
@@ -178,6 +183,22 @@ class ForcePipeline:
         """The model that answers."""
         return self._model
 
+    def restart(self) -> None:
+        """Forget the frames before a pause, not the reference and the drift since it was taken."""
+        self._recent.clear()
+        self._history.clear()
+        self._clearing = False
+        self._last_image = self._last_stamp_ns = self._repeated_since_ns = None
+        self.post.release()
+        if self._engine is not None:
+            self._engine.settle()
+
+    def refuse(self, state: State, message: str) -> Estimate:
+        """The answer to a frame that is not used. What came before it is old: no reference is taken
+        of that."""
+        self._recent.clear()
+        return Estimate(state, message)
+
     def age_problem(self, stamp_ns: int, now_ns: int, more_waiting: bool) -> Estimate | None:
         """The answer to a frame that is too old (or from the future); None for one to be used.
 
@@ -189,7 +210,7 @@ class ForcePipeline:
         if self.stale_s <= 0:
             return None
         if age_s < -self.stale_s:
-            return Estimate(
+            return self.refuse(
                 State.STALE,
                 f"frame is stamped {-age_s:.2f} s ahead of this clock; synchronise clocks",
             )
@@ -198,7 +219,7 @@ class ForcePipeline:
         if not self._clearing:
             return None
         reason = "" if too_old else ", left out for newer ones"
-        return Estimate(State.STALE, f"frame is {age_s:.2f} s old{reason}")
+        return self.refuse(State.STALE, f"frame is {age_s:.2f} s old{reason}")
 
     def process_jpeg(self, data: bytes, stamp_ns: int) -> Estimate:
         """Answer one encoded camera frame captured at `stamp_ns` (host time)."""
@@ -353,13 +374,13 @@ class ForcePipeline:
                 self._repeated_since_ns = stamp_ns
             frozen_s = (stamp_ns - self._repeated_since_ns) * 1e-9
             if frozen_s > FROZEN_S:
-                self._recent.clear()
-                return Estimate(State.STALE, f"the camera has sent one frame for {frozen_s:.1f} s")
+                return self.refuse(
+                    State.STALE, f"the camera has sent one frame for {frozen_s:.1f} s"
+                )
         else:
             self._repeated_since_ns = None
         if flags & UNUSABLE:
-            self._recent.clear()
-            return Estimate(State.ERROR, explain(flags & UNUSABLE))
+            return self.refuse(State.ERROR, explain(flags & UNUSABLE))
         return None
 
     def _quality(self, count: int) -> float:

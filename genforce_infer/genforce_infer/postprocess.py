@@ -47,8 +47,12 @@ class Postprocess:
 
     def reset(self) -> None:
         """Forget filter, drift and contact, as after a new reference."""
-        self.in_contact = False
         self.drift = np.zeros(len(self.manifest.outputs))
+        self.release()
+
+    def release(self) -> None:
+        """Forget filter and contact, as after a pause."""
+        self.in_contact = False
         self._filtered: np.ndarray | None = None
         material = self.manifest.material if self.options.material else None
         self._gain = MaterialGain(material) if material is not None else None

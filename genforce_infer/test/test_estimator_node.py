@@ -405,6 +405,38 @@ def test_deactivation_ends_the_wrench_and_activation_brings_it_back(
         camera.connect(camera.images)
 
 
+def test_a_contact_before_a_deactivation_is_over_after_it(
+    make_bundle: MakeBundle, make_camera: MakeCamera, make_dots: MakeDots
+) -> None:
+    with estimator(make_bundle(memory=0.9)) as node:
+        camera = make_camera(node)
+        camera.connect(camera.images)
+        for i in range(30):
+            camera.image(make_dots(SHIFT if i >= REFERENCE_FRAMES else (0, 0)))
+        assert camera.answered()[-1].in_contact
+        node.trigger_deactivate()
+        node.trigger_activate()
+        camera.connect(camera.images)
+        camera.image(make_dots())
+        assert not camera.answered()[-1].in_contact
+
+
+def test_shut_down_it_neither_listens_nor_serves(
+    make_bundle: MakeBundle, make_camera: MakeCamera
+) -> None:
+    with estimator(make_bundle()) as node:
+        camera = make_camera(node)
+        camera.connect(camera.images)
+        client = camera.node.create_client(LoadModel, "array_1/load_model")
+        assert spin_until(camera.executor, client.service_is_ready, TIMEOUT_S)
+        node.trigger_shutdown()
+        assert spin_until(
+            camera.executor,
+            lambda: camera.images.get_subscription_count() == 0 and not client.service_is_ready(),
+            TIMEOUT_S,
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "parameters", "error", "text"),
     [

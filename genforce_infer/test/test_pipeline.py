@@ -179,6 +179,32 @@ def test_frames_of_another_time_are_not_used(make_feed: MakeFeed, age_s: float) 
     assert pipeline.age_problem(now_ns - 50_000_000, now_ns, False) is None
 
 
+def test_a_reference_takes_no_frame_from_before_one_that_was_refused(
+    make_feed: MakeFeed, make_dots: MakeDots
+) -> None:
+    feed = make_feed()
+    feed(make_dots(SHIFT), REFERENCE_FRAMES)
+    feed.pipeline.age_problem(0, 1_000_000_000, more_waiting=False)
+    with pytest.raises(DataError, match="0 good frames of array_1"):
+        feed.pipeline.set_reference()
+
+
+def test_a_contact_before_a_pause_leaves_no_force_after_it(
+    make_feed: MakeFeed, make_dots: MakeDots
+) -> None:
+    feed = make_feed(Options(gate=False, filter_hz=1.0), memory=0.9)
+    assert feed(make_dots(SHIFT), 20).in_contact
+    feed.pipeline.restart()
+    with pytest.raises(DataError, match="0 good frames of array_1"):
+        feed.pipeline.set_reference()
+    feed.now_ns = 0  # nor is its clock compared with the one before
+    estimate = feed(make_dots())
+    assert estimate.state == State.OK
+    assert not estimate.in_contact
+    assert estimate.wrench is not None
+    np.testing.assert_allclose(estimate.wrench, 0, atol=1e-6)
+
+
 def test_a_raw_image_is_read_without_its_padding_and_in_its_order_of_colours() -> None:
     bgr = np.random.default_rng(0).integers(0, 255, (4, 5, 3), np.uint8)
     padded = np.zeros((4, 16), np.uint8)

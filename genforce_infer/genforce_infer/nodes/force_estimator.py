@@ -146,17 +146,29 @@ class ForceEstimator(LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop listening."""
-        while self._inputs:
-            self.destroy_subscription(self._inputs.pop())
-        for channel in self._channels:
-            channel.stop()
+        self._stop_listening()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Let the models go."""
+        self._let_go()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop listening and let the models go."""
+        self._stop_listening()
+        self._let_go()
+        return super().on_shutdown(state)
+
+    def _stop_listening(self) -> None:
+        while self._inputs:
+            self.destroy_subscription(self._inputs.pop())
+        for channel in self._channels:
+            channel.stop()
+
+    def _let_go(self) -> None:
         self._service_thread.serve([], self._load_model, self._set_reference)
         self._channels = []
-        return TransitionCallbackReturn.SUCCESS
 
     def _sensors_and_models(self) -> list[tuple[SensorConfig, Model]]:
         sensors = [load_sensor(name) for name in _listed(self._value("sensor"))]
@@ -264,17 +276,17 @@ class ForceEstimator(LifecycleNode):
         started_ns: int,
     ) -> Estimate:
         if channel.rival:
-            return Estimate(State.ERROR, channel.rival)
+            return channel.pipeline.refuse(State.ERROR, channel.rival)
         more_waiting = not channel.inbox.empty()
         if problem := channel.pipeline.age_problem(stamp_ns, started_ns, more_waiting):
             return problem
         try:
             return process(message, stamp_ns)
         except GenforceError as error:
-            return Estimate(State.ERROR, str(error))
+            return channel.pipeline.refuse(State.ERROR, str(error))
         except Exception as error:  # one bad frame must not silence the topic
             self.get_logger().error(traceback.format_exc())
-            return Estimate(State.ERROR, f"internal error: {error}")
+            return channel.pipeline.refuse(State.ERROR, f"internal error: {error}")
 
     def _publish(
         self, channel: Channel, header: Any, estimate: Estimate, stamp_ns: int, started_ns: int
@@ -429,6 +441,8 @@ class Channel:
 
     def start(self, work: Callable[[], None]) -> None:
         """Count from zero and begin to answer."""
+        with self.lock:
+            self.pipeline.restart()
         self.inbox = queue.SimpleQueue()
         self.frames_in = self.taken = self.frames_out = 0
         self.stopping = self.silent = False
