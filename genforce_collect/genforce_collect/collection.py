@@ -30,6 +30,7 @@ from genforce_collect.errors import (
     SafetyError,
 )
 from genforce_collect.trajectory import (
+    SAME_PLACE_M,
     ContactPlan,
     Move,
     Phase,
@@ -418,14 +419,15 @@ class _Run:
         self._announce(contact, Phase.INVALID, self._position, reason)
 
     def _go_above(self, contact: ContactPlan) -> None:
-        """Clear of the gel, over the first contact."""
+        """Clear of the gel, over the first contact; from a parked arm straight into the box."""
         plan, speeds = self._job.plan, self._job.cell.speeds
         x, y = contact.point
+        highest = self._job.cell.limits.workspace_max_m[2] - plan.start[2] - SAME_PLACE_M
         for attempt in range(1, FAILURES_IN_A_ROW + 1):
             try:
                 self._read_position()
                 self._move(retract_move(plan, self._position, speeds))
-                for z in (self._position[2], plan.clearance_m):
+                for z in (min(self._position[2], highest), plan.clearance_m):
                     self._move(Move(Phase.IDLE, (x, y, z), speeds.transfer_m_s))
                 return
             except ContactBroken:

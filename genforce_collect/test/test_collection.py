@@ -22,6 +22,8 @@ from genforce_collect.collection import (
 )
 from genforce_collect.config import Vector3, load_cell, load_sensor
 from genforce_collect.errors import DeviceError
+from genforce_collect.geometry import TIP_ROTATION
+from genforce_collect.safety import check_target
 from genforce_collect.trajectory import Phase
 
 CELL = load_cell("virtual")
@@ -205,6 +207,17 @@ def test_the_operators_wish_ends_the_run_tip_out_and_bag_closed(tmp_path: Path):
     assert outcome.message == "ended by the operator"
     assert rig.position[2] > 0
     assert rig.log[-1] == "stop_recording"
+
+
+def test_a_run_begins_from_an_arm_parked_above_the_workspace(tmp_path: Path):
+    def guard(target: Vector3) -> None:
+        pose = (*target, *TIP_ROTATION)
+        if breach := check_target(CELL.limits, pose, 0.01, 0.1):
+            raise ContactBroken(breach.text)
+
+    rig = FakeRig(guard)
+    rig.position = (0.02, -0.03, 0.2)
+    assert run(rig, tmp_path, contacts=1).whole == 1
 
 
 class TouchRig(FakeRig):

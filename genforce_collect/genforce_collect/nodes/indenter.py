@@ -71,6 +71,7 @@ TOOL_DOWN = Quaternion(x=1.0, y=0.0, z=0.0, w=0.0)  # tool z = - sensor z: rotat
 
 READY_TIMEOUT_S = 30.0  # the bag of a dead predecessor takes 20 s to be closed
 RECOVER_TIMEOUT_S = 20.0
+RETREAT_TIMEOUT_S = 60.0  # of the guard's, slowed down by the pendant's slider
 CALL_TIMEOUT_S = 5.0
 ZERO_TIMEOUT_S = 10.0
 HALT_TIMEOUT_S = 1.0
@@ -371,7 +372,7 @@ class RosRig:
             told = self._state_heard_at > begun + STATE_AGE_S
             return (told and not self._state.moving) or bool(self._robot_gone())
 
-        spin_until(self._executor, rests, RECOVER_TIMEOUT_S)
+        spin_until(self._executor, rests, RETREAT_TIMEOUT_S)
 
     def recover(self) -> None:
         self.rest(0.2)
