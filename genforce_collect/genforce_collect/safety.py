@@ -16,6 +16,7 @@ from genforce_collect.geometry import distance
 
 AXES = "xyz"
 IN_FLIGHT_MARGIN_M = 5e-4  # a controlled path is not exact
+REACTION_S = 0.03  # from a sample to an arm that brakes
 TURN_RADIUS_M = 0.25  # a turn counts like a straight move of this radius
 STOPPED_ON_REQUEST = "stopped on request"  # what `robot/stop` ends a move with
 
@@ -92,6 +93,15 @@ def check_position(
                 f"{low * 1e3:.2f} to {high * 1e3:.2f} mm",
             )
     return None
+
+
+def stopping_point(
+    position: Sequence[float], velocity: Sequence[float], deceleration: float
+) -> tuple[float, float, float]:
+    """Where the TCP would rest if it were told to stop now; `velocity` (3,) in m/s."""
+    seconds = REACTION_S + math.hypot(*velocity) / (2 * deceleration)
+    x, y, z = (p + v * seconds for p, v in zip(position[:3], velocity, strict=True))
+    return x, y, z
 
 
 def tool_speed(twist: Sequence[float]) -> float:

@@ -302,14 +302,16 @@ def test_speed_commands_move_the_arm_until_they_cease(bench):
     assert bench.spin(lambda: bench.state.ready)
 
 
-def test_speed_commands_do_not_lead_out_of_the_workspace(bench):
-    assert bench.move((0.0, 0.010, 0.02)).result.success
+@pytest.mark.parametrize(("start_y", "speed"), [(0.010, 0.02), (-0.010, 0.25)])
+def test_speed_commands_do_not_lead_out_of_the_workspace(bench, start_y, speed):
+    assert bench.move((0.0, start_y, 0.02)).result.success
+    bench.poses.clear()
     deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
-        bench.push(0.02)
+        bench.push(speed)
         bench.spin(lambda: False, 0.02)
     assert bench.spin(bench.still)
-    assert max(message.pose.position.y for message in bench.poses) < 0.0145
+    assert 0.0 < max(message.pose.position.y for message in bench.poses) < 0.0135
 
 
 # --- the guard ---

@@ -9,6 +9,7 @@ import pytest
 from genforce_collect.config import LimitsConfig
 from genforce_collect.geometry import tip_pose
 from genforce_collect.safety import (
+    REACTION_S,
     BreachKind,
     check_age,
     check_position,
@@ -17,6 +18,7 @@ from genforce_collect.safety import (
     check_tracking,
     check_wrench,
     retreat,
+    stopping_point,
     tool_speed,
 )
 
@@ -110,3 +112,10 @@ def test_the_retreat_leads_out_of_the_gel_and_not_out_of_the_box():
     assert retreat(LIMITS, (0.001, 0.002, -0.001)) == pytest.approx((0.001, 0.002, 0.002))
     assert retreat(LIMITS, (0, 0, 0.049)) == pytest.approx((0, 0, 0.05))
     assert retreat(LIMITS, (0, 0, 0.07)) == pytest.approx((0, 0, 0.07))
+
+
+def test_a_tip_that_is_stopped_comes_to_rest_after_reaction_and_braking():
+    velocity = (0.0, -0.15, 0.2)
+    way = 0.25 * REACTION_S + 0.25**2 / (2 * 2.0)
+    rest = stopping_point((0.01, 0.0, 0.0), velocity, deceleration=2.0)
+    assert rest == pytest.approx((0.01, -0.6 * way, 0.8 * way))

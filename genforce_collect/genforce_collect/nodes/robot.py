@@ -16,6 +16,7 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -30,6 +31,7 @@ from genforce_collect.cdr import doubles_of
 from genforce_collect.clock import ClockMapper
 from genforce_collect.config import Pose, Vector3, load_cell
 from genforce_collect.devices.ur import SPEED_COMMAND_S, PoseSample, UrRobot
+from genforce_collect.devices.ur_control import STOP_DECELERATION
 from genforce_collect.errors import GenforceError, SafetyError
 from genforce_collect.geometry import (
     SensorFrame,
@@ -55,6 +57,7 @@ from genforce_collect.safety import (
     check_tracking,
     check_wrench,
     retreat,
+    stopping_point,
     tool_speed,
 )
 from genforce_msgs.action import MoveLinear
@@ -153,8 +156,12 @@ class RobotNode(DriverNode):
         self._pose, self._pose_at = pose, time.monotonic()
         motion = self._motion
         if motion is not None:
+            rest: Sequence[float] = pose
+            if motion.by_speed:  # a move has a target in the box; this has to be able to stop there
+                velocity = self._frame.twist_from_base(sample.tcp_speed)[:3]
+                rest = stopping_point(pose, velocity, STOP_DECELERATION)
             self._trip(
-                check_position(self._limits, pose, motion.start)
+                check_position(self._limits, rest, motion.start)
                 or check_tracking(self._limits, sample.tcp_pose, sample.tcp_target)
             )
         stamp_ns = self._device_clock.update(sample.device_time, sample.receive_ns)
