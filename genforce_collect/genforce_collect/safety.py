@@ -61,7 +61,7 @@ def check_wrench(
 
 
 def check_age(limits: LimitsConfig, what: str, taken: float | None, now: float) -> Breach | None:
-    """The newest sample of a stream that motion needs; `taken` is when it came, None for never."""
+    """The newest sample of a stream that motion needs; `taken` is its stamp, None for none yet."""
     if taken is None:
         return Breach(BreachKind.DATA, f"no {what} yet: is its node running?")
     if not now - taken <= limits.stale_s:

@@ -94,6 +94,7 @@ class Bench:
         self.cell_file.write_text(yaml.safe_dump(CELL))
         self.force = 0.0
         self.force_flows = threading.Event()
+        self.backlog_s = 0.0  # of the forces that arrive
         self.poses: list[PoseStamped] = []
         self.times: list[StreamTimes] = []
         self.state = RobotState()
@@ -124,7 +125,7 @@ class Bench:
         while not self._done.wait(1 / WRENCH_HZ):
             if self.force_flows.is_set():
                 message = WrenchStamped()
-                message.header.stamp = to_stamp(time.time_ns())
+                message.header.stamp = to_stamp(time.time_ns() - round(self.backlog_s * 1e9))
                 message.header.frame_id = "sensor"
                 message.wrench.force.z = self.force
                 self._wrenches.publish(message)
@@ -342,6 +343,15 @@ def test_a_silent_force_sensor_stops_the_arm(bench):
     assert bench.spin(bench.still)
     assert "old" in bench.move(PARKED).result.message
     bench.force_flows.set()
+    assert bench.spin(lambda: bench.state.ready)
+
+
+def test_forces_that_arrive_late_count_as_old(bench):
+    handle = bench.begin_slow_move()
+    bench.backlog_s = 1.5
+    result = bench.finish(handle)
+    bench.backlog_s = 0.0
+    assert "the newest netft/wrench is 1.5" in result.result.message
     assert bench.spin(lambda: bench.state.ready)
 
 

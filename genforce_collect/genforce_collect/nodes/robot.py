@@ -27,8 +27,8 @@ from rclpy.action.server import ServerGoalHandle
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from genforce_collect.cdr import doubles_of
-from genforce_collect.clock import ClockMapper
+from genforce_collect.cdr import doubles_of, stamp_of
+from genforce_collect.clock import NS, ClockMapper
 from genforce_collect.config import Pose, Vector3, load_cell
 from genforce_collect.devices.ur import SPEED_COMMAND_S, PoseSample, UrRobot
 from genforce_collect.devices.ur_control import STOP_DECELERATION
@@ -152,8 +152,9 @@ class RobotNode(DriverNode):
     # --- streams ---
 
     def _on_sample(self, sample: PoseSample) -> None:
+        stamp_ns = self._device_clock.update(sample.device_time, sample.receive_ns)
         pose = self._frame.from_base(sample.tcp_pose)
-        self._pose, self._pose_at = pose, time.monotonic()
+        self._pose, self._pose_at = pose, _taken_at(stamp_ns)
         motion = self._motion
         if motion is not None:
             rest: Sequence[float] = pose
@@ -164,7 +165,6 @@ class RobotNode(DriverNode):
                 check_position(self._limits, rest, motion.start)
                 or check_tracking(self._limits, sample.tcp_pose, sample.tcp_target)
             )
-        stamp_ns = self._device_clock.update(sample.device_time, sample.receive_ns)
         numbers = (*pose[:3], *quaternion_from_rotvec(pose[3:]))
         stream = self._stream
         stream.device_lost = self._robot.lost_samples
@@ -173,7 +173,7 @@ class RobotNode(DriverNode):
 
     def _on_wrench(self, message: bytes) -> None:
         wrench = doubles_of(message, 6)
-        self._wrench, self._wrench_at = wrench, time.monotonic()
+        self._wrench, self._wrench_at = wrench, _taken_at(stamp_of(message))
         motion = self._motion
         if motion is not None and not motion.retreating:
             self._trip(check_wrench(self._limits, wrench[:3], wrench[3:]))
@@ -404,6 +404,11 @@ class RobotNode(DriverNode):
             f"ur {self._host}",
             values,
         )
+
+
+def _taken_at(stamp_ns: int) -> float:
+    """Monotonic time (s) of a stamp: what waited in a queue is as old as it is."""
+    return time.monotonic() - max(0, time.time_ns() - stamp_ns) / NS
 
 
 def _fill_pose(message: PoseMessage, pose: Pose) -> None:
