@@ -347,6 +347,25 @@ def test_a_reference_refused_by_streams_that_have_just_begun_is_asked_for_again(
     assert session.cell.calls.count("array_1/set_reference") == 3
 
 
+def test_an_estimator_beside_takes_its_reference_after_the_segmenter(session: Session):
+    calls, refusals = session.cell.calls, [1]
+
+    def answer(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        calls.append("array_1/set_force_reference")
+        response.success = not refusals
+        response.message = f"{refusals.pop()} good frame" if refusals else ""
+        return response
+
+    service = session.cell.create_service(Trigger, "array_1/set_force_reference", answer)
+    try:
+        result = session.run(bag=str(session.folder / "estimated"), contacts=[0])
+    finally:
+        session.cell.destroy_service(service)
+    assert result.success, result.message
+    zeroed = ["netft/tare", "array_1/set_reference", *["array_1/set_force_reference"] * 2]
+    assert calls[: len(zeroed)] == zeroed
+
+
 def test_no_contact_begins_before_the_bag_holds_every_stream(session: Session):
     session.kill("recorder")
     handle = session.send(bag=str(session.folder / "late"), contacts=[0])

@@ -323,7 +323,7 @@ class ForcePipeline:
             State.NO_REFERENCE,
             "taking the first frames as reference"
             if self.auto_reference
-            else f"no reference: call {self.sensor.name}/set_reference while nothing touches",
+            else f"no reference: call {self.sensor.name}/set_force_reference while nothing touches",
         )
 
     # --- hot swap -----------------------------------------------------------------------------

@@ -249,7 +249,7 @@ def test_old_frames_get_no_wrench_and_silence_is_told(
         assert not camera.wrenches
         assert spin_until(camera.executor, lambda: node._channels[0].silent, TIMEOUT_S)
         assert node._channels[0].diagnostics().message == "STALE no frames are arriving"
-        response = camera.call(Trigger, "array_1/set_reference", Trigger.Request())
+        response = camera.call(Trigger, "array_1/set_force_reference", Trigger.Request())
         assert not response.success
         assert "no frames of array_1" in response.message
 
@@ -263,7 +263,7 @@ def test_set_reference_is_a_service(
         for _ in range(REFERENCE_FRAMES):
             camera.image(make_dots())
         assert camera.answered()[-1].state == State.NO_REFERENCE
-        response = camera.call(Trigger, "array_1/set_reference", Trigger.Request())
+        response = camera.call(Trigger, "array_1/set_force_reference", Trigger.Request())
         assert response.success, response.message
         camera.image(make_dots())
         assert camera.answered()[-1].state == State.OK
@@ -310,7 +310,7 @@ def test_services_answer_and_go_on_whatever_goes_wrong_in_one(
         monkeypatch.setattr(ForceEstimator, name, fail)
     with estimator(make_bundle()) as node:
         camera = make_camera(node)
-        for kind, name in ((LoadModel, "load_model"), (Trigger, "set_reference")) * 2:
+        for kind, name in ((LoadModel, "load_model"), (Trigger, "set_force_reference")) * 2:
             answer = camera.call(kind, f"array_1/{name}", kind.Request())
             assert not answer.success
             assert answer.message == "internal error: RuntimeError('odd')"

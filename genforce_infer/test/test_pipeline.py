@@ -94,7 +94,7 @@ def test_without_auto_reference_it_waits_for_the_service(
         pipeline.set_reference()
     estimate = feed(make_dots(), 20)
     assert (estimate.state, estimate.wrench) == (State.NO_REFERENCE, None)
-    assert "array_1/set_reference" in estimate.message
+    assert "array_1/set_force_reference" in estimate.message
     pipeline.set_reference()
     assert feed(make_dots()).wrench is not None
 

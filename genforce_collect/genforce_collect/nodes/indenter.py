@@ -260,18 +260,20 @@ class RosRig:
         self._executor = EventsExecutor()
         self._executor.add_node(self._node)
         self._mover = ActionClient(self._node, MoveLinear, "robot/move_linear")
+        self._reference = f"{sensor.name}/set_reference"
+        self._force_reference = f"{sensor.name}/set_force_reference"  # of an estimator, if any
         self._clients = {
             name: self._node.create_client(kind, name)
             for name, kind in (
                 ("robot/stop", Trigger),
                 ("robot/recover", Trigger),
                 ("netft/tare", Trigger),
-                (f"{sensor.name}/set_reference", Trigger),
+                (self._reference, Trigger),
+                (self._force_reference, Trigger),
                 ("recorder/start", StartRecording),
                 ("recorder/stop", StopRecording),
             )
         }
-        self._reference = f"{sensor.name}/set_reference"
         frames, self._devices = "image/compressed", {"netft", "camera"}
         if sensor.kind == "taxels":
             frames, self._devices = "taxels", {"netft", "taxels"}
@@ -398,7 +400,10 @@ class RosRig:
         if not self._spin(lambda: self._reached(now_ns), ZERO_TIMEOUT_S):
             raise DeviceError(f"the streams lag by more than {ZERO_TIMEOUT_S:.0f} s")
         deadline = time.monotonic() + ZERO_TIMEOUT_S
-        for name in ("netft/tare", self._reference):
+        names = ["netft/tare", self._reference]
+        if self._clients[self._force_reference].service_is_ready():
+            names.append(self._force_reference)
+        for name in names:
             while True:
                 try:
                     self._call(name, Trigger.Request())
@@ -530,8 +535,8 @@ class RosRig:
         """Why a contact could not begin now; empty when it could."""
         if not self._mover.server_is_ready():
             return "robot/move_linear is not served; is the robot node running?"
-        for name, client in self._clients.items():
-            if not name.startswith("recorder") and not client.service_is_ready():
+        for name in ("robot/stop", "robot/recover", "netft/tare", self._reference):
+            if not self._clients[name].service_is_ready():
                 return f"service {name} is not there; is its node running?"
         if not self._state.ready:
             return f"the robot is not ready: {self._state.message}"

@@ -525,7 +525,7 @@ class _ServiceThread:
         load_model: Callable[[Channel, str], str],
         set_reference: Callable[[Channel], str],
     ) -> None:
-        """Offer `<sensor>/load_model` and `<sensor>/set_reference` for these channels."""
+        """Offer `<sensor>/load_model` and `<sensor>/set_force_reference` for these channels."""
         while self._made:
             self._node.destroy_service(self._made.pop())
         for channel in channels:
@@ -534,7 +534,7 @@ class _ServiceThread:
             reference = functools.partial(self._on_set_reference, channel, set_reference)
             self._made += [
                 self._node.create_service(LoadModel, f"{name}/load_model", load),
-                self._node.create_service(Trigger, f"{name}/set_reference", reference),
+                self._node.create_service(Trigger, f"{name}/set_force_reference", reference),
             ]
 
     def close(self) -> None:
