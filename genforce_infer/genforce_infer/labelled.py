@@ -15,8 +15,7 @@ from genforce_collect.markers.frontend import Frontend
 from genforce_collect.markers.reference import UNFIT
 from genforce_infer.bundle import Manifest
 from genforce_infer.offline import interpolate, measured_wrenches
-from genforce_infer.pipeline import REFERENCE_FRAMES, WRENCH_AXES, majority
-from genforce_infer.preprocess import network_mask
+from genforce_infer.pipeline import REFERENCE_FRAMES, WRENCH_AXES, majority, network_view
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,8 @@ def _network_images(
             stamps.append(record.stamp_ns)
     if len(masks) < 8 * REFERENCE_FRAMES:
         raise DataError(f"{bag.path}: {len(masks)} good frames on {topic}; too few to judge by")
-    size = (spec.height, spec.width)
     reference = majority(masks[:REFERENCE_FRAMES])
-    averaged = {
-        "mask": [network_mask(m, size, sensor.px_per_mm, spec.px_per_mm) for m in masks],
-        "reference": [network_mask(reference, size, sensor.px_per_mm, spec.px_per_mm)] * len(masks),
-    }
-    images = np.stack([np.stack(averaged[channel]) for channel in spec.channels], axis=1)
+    view = network_view(spec, sensor, reference)
+    seen = {"mask": [*map(view, masks)], "reference": [view(reference)] * len(masks)}
+    images = np.stack([np.stack(seen[channel]) for channel in spec.channels], axis=1)
     return images, np.array(stamps, np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
@@ -20,7 +20,7 @@ from genforce_collect.markers.reference import UNFIT, most_typical
 from genforce_collect.markers.registration import AS_DRAWN, register
 from genforce_collect.markers.segmentation import MarkerFrame
 from genforce_collect.markers.taxels import render_taxels
-from genforce_infer.bundle import Manifest
+from genforce_infer.bundle import InputSpec, Manifest
 from genforce_infer.postprocess import (
     Options,
     OutOfDistribution,
@@ -78,7 +78,6 @@ class Engine:
         check_sensor(manifest, sensor)
         self.model = model
         self.manifest = manifest
-        self._sensor = sensor
         self._scale = np.asarray(manifest.normalisation.scale)
         self._offset = np.asarray(manifest.normalisation.offset)
         self._channels = manifest.input.channels
@@ -87,8 +86,7 @@ class Engine:
             if manifest.out_of_distribution and model.bundle.statistics
             else None
         )
-        upright = manifest.input.upright
-        self._mounting = register(reference, sensor) if upright else AS_DRAWN
+        self._view = network_view(manifest.input, sensor, reference)
         self.reference = reference
         self.frame = 0  # number of the newest frame it has seen
         self.stream = model.stream()
@@ -124,12 +122,8 @@ class Engine:
         return self.stream.stage_times_s[0] if self.manifest.mode == "translate" else 0.0
 
     def _write(self, channel: str, mask: np.ndarray) -> None:
-        if channel not in self._channels:
-            return
-        spec, mask = self.manifest.input, self._mounting.upright(mask)
-        self.stream.image[0, self._channels.index(channel)] = network_mask(
-            mask, (spec.height, spec.width), self._sensor.px_per_mm, spec.px_per_mm
-        )
+        if channel in self._channels:
+            self.stream.image[0, self._channels.index(channel)] = self._view(mask)
 
 
 class TimedFrontend(Frontend):
@@ -393,6 +387,20 @@ class ForcePipeline:
         for axis, value in zip(self._model.manifest.outputs, values, strict=True):
             wrench[WRENCH_AXES.index(axis)] = value
         return wrench
+
+
+def network_view(
+    spec: InputSpec, sensor: SensorConfig, reference: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """How a network with this input sees masks (480, 640) of a sensor whose image at rest is
+    `reference`: a function to float32 (height, width)."""
+    mounting = register(reference, sensor) if spec.upright else AS_DRAWN
+    size = (spec.height, spec.width)
+
+    def view(mask: np.ndarray) -> np.ndarray:
+        return network_mask(mounting.upright(mask), size, sensor.px_per_mm, spec.px_per_mm)
+
+    return view
 
 
 def majority(masks: Sequence[np.ndarray]) -> np.ndarray:

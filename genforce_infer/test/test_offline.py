@@ -19,14 +19,16 @@ from sensor_msgs.msg import CompressedImage
 from genforce_collect.bags import BagReader, BagWriter, TopicSpec
 from genforce_collect.config import load_sensor
 from genforce_collect.errors import ConfigError, DataError
+from genforce_collect.markers.frontend import Frontend
+from genforce_collect.markers.registration import Registration
 from genforce_collect.markers.segmentation import MarkerFrame
 from genforce_collect.nodes.common import to_stamp
-from genforce_infer import offline, serve_cli
-from genforce_infer.bundle import Bundle, Uncertainty
+from genforce_infer import offline, pipeline, serve_cli
+from genforce_infer.bundle import Bundle, InputSpec, Uncertainty
 from genforce_infer.labelled import read_labelled
 from genforce_infer.offline import infer_bag, interpolate
 from genforce_infer.parity import compare
-from genforce_infer.pipeline import REFERENCE_FRAMES, ForcePipeline, State
+from genforce_infer.pipeline import REFERENCE_FRAMES, Engine, ForcePipeline, State, majority
 from genforce_infer.postprocess import Options
 from genforce_infer.quantize import make_variant
 from genforce_infer.runtime import Model
@@ -158,3 +160,24 @@ def test_a_bag_gives_the_frames_for_a_variant_and_others_to_judge_it_by(
     parity = compare(bundle, variant, others.images)
     assert parity.frames == 40
     assert not parity.problem("fp16")
+
+
+def test_frames_to_judge_a_model_by_are_those_that_it_sees_when_it_serves(
+    bag: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted = Registration(turn_rad=0.1, shift_px=(9.0, -4.0))
+    monkeypatch.setattr(pipeline, "register", lambda *_: mounted)
+    bundle = make_bundle(input=InputSpec(height=60, width=80, upright=True))
+    sensor = load_sensor("array_1")
+    with BagReader(bag) as reader:
+        ranges, others = read_labelled(reader, sensor, bundle.manifest, FRAMES)
+        front = Frontend(sensor)
+        jpegs = [record.message.data.tobytes() for record in reader.messages([IMAGE])]
+    masks = [front.process_jpeg(jpeg).mask for jpeg in jpegs]
+    engine = Engine(Model(bundle), sensor, majority(masks[:REFERENCE_FRAMES]))
+    served = []
+    for mask in masks:
+        engine.infer(mask)
+        served.append(engine.stream.image[0].copy())
+    judged = [ranges.images[0], others.images[0], ranges.images[1], others.images[1]]
+    np.testing.assert_array_equal(np.concatenate(judged), served)
