@@ -48,11 +48,13 @@ class VirtualCell:
         cell: CellConfig,
         sensor: SensorConfig,
         indenter: str,
-        seed: int,
+        seed: int | None = None,
         keep_truth: bool = False,
     ) -> None:
-        """Raises `ConfigError` where the cell file describes no virtual cell."""
+        """Without a `seed`, that of the cell file. Raises `ConfigError` where the cell file
+        describes no virtual cell."""
         simulation = _simulation(cell)
+        self._seed = simulation.seed if seed is None else seed
         self.controller = UrController(
             cell.robot.host,
             initial_pose=compose(cell.sensor_pose, tip_pose(0.0, 0.0, PARKED_HEIGHT_M)),
@@ -60,7 +62,7 @@ class VirtualCell:
             tool=cell.robot.tcp,
         )
         self.world = World(
-            SolverProcess(sensor, indenter, seed),
+            SolverProcess(sensor, indenter, self._seed),
             cell.sensor_pose,
             self.controller.foresee,
             cell.camera.fps,
@@ -71,7 +73,6 @@ class VirtualCell:
         self._has_taxels = sensor.kind == "taxels"
         self._cell = cell
         self._camera_port = simulation.camera_port
-        self._seed = seed
 
     def start(self) -> None:
         """Open every port and begin to move time. Raises `DeviceError` where a port is in use."""
@@ -140,7 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cell", default="virtual", help="cell, by name or path")
     parser.add_argument("--sensor", default="array_1", help="sensor, by name or path")
     parser.add_argument("--indenter", default="sphere", help="indenter, by name or mesh path")
-    parser.add_argument("--seed", type=int, default=0, help="instance of the sensor, and its noise")
+    parser.add_argument(
+        "--seed", type=int, help="instance of the sensor, and its noise; default: the cell's"
+    )
     parser.add_argument(
         "--truth", type=Path, help="write what was simulated here at the end (.npz)"
     )

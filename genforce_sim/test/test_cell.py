@@ -16,6 +16,7 @@ import yaml
 
 from genforce_collect.config import CellConfig, load_sensor
 from genforce_collect.errors import DeviceError
+from genforce_sim import cell as cell_module
 from genforce_sim.cell import VirtualCell
 
 pytestmark = pytest.mark.live
@@ -82,6 +83,18 @@ def test_a_plain_ur_rtde_script_presses_the_gel(cell, cell_file, tmp_path):
     assert force.min() < -0.3
     assert height[-1] == pytest.approx(-0.0008, abs=1e-5)
     assert (np.diff(times) > 0).all()
+
+
+def test_the_instance_of_the_sensor_is_that_of_the_cell_file_unless_another_is_asked_for(
+    cell: CellConfig, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+    monkeypatch.setattr(cell_module, "SolverProcess", lambda *given: asked.append(given[-1]))
+    simulation = cell.simulation.model_copy(update={"seed": 7})
+    seeded = cell.model_copy(update={"simulation": simulation})
+    for seed in (None, 0, 3):
+        VirtualCell(seeded, load_sensor("array_1"), "sphere", seed)
+    assert asked == [7, 0, 3]
 
 
 def test_a_second_cell_on_the_same_addresses_is_refused_with_the_address(cell):

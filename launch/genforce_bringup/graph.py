@@ -124,7 +124,9 @@ PLAN = Argument(
     "sensor's own",
 )
 VIEW = Argument("view", "false", "live view in the browser, on loopback: true or false")
-SEED = Argument("seed", "0", "virtual cell only: instance of the sensor and noise")
+SEED = Argument(
+    "seed", "", "virtual cell only: instance of the sensor and noise; empty: the cell's own"
+)
 INFERENCE_INPUT = Argument(
     "input", "image", "what the estimator reads: image (segments itself), raw or markers"
 )
@@ -144,9 +146,8 @@ def _virtual_cell(a: Mapping[str, str]) -> list[Process]:
             f"cell '{a['cell']}' is not a virtual one: it has no 'simulation' section"
         )
     load_sensor(a["sensor"])
-    flags = ("--cell", "--sensor", "--indenter", "--seed")
-    values = (a["cell"], a["sensor"], a["indenter"], a["seed"])
-    arguments = tuple(text for pair in zip(flags, values, strict=True) for text in pair)
+    names = ("cell", "sensor", "indenter", *(["seed"] if a["seed"] else []))
+    arguments = tuple(text for name in names for text in (f"--{name}", a[name]))
     return [Process("genforce_sim", "virtual_cell", arguments=arguments)]
 
 
@@ -158,7 +159,7 @@ def _devices(a: Mapping[str, str]) -> list[Process]:
     # A virtual cell comes up beside its drivers; a real one must be there.
     patience = {"startup_wait_s": VIRTUAL_STARTUP_S} if virtual else {}
     driver = {"cell": a["cell"], **patience}
-    processes = _virtual_cell({"seed": "0", **a}) if virtual else []
+    processes = _virtual_cell(a) if virtual else []
     processes += [
         Process("genforce_collect", "robot", driver),
         Process("genforce_collect", "netft", driver),

@@ -61,6 +61,14 @@ def test_the_live_view_is_one_process_more_and_may_die_without_the_graph(name):
     assert viewer.restart
 
 
+def test_the_virtual_cell_has_the_seed_of_its_file_unless_another_is_given():
+    def words(**given: str) -> tuple[str, ...]:
+        return GRAPHS["virtual_cell"].processes(given)[0].arguments
+
+    assert "--seed" not in words()
+    assert words(seed="0")[-2:] == ("--seed", "0")
+
+
 def test_a_switch_that_is_neither_on_nor_off_is_refused():
     with pytest.raises(ConfigError, match="'view' is true or false, found 'yes'"):
         GRAPHS["collect_indent"].processes({"view": "yes"})
