@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped, WrenchStamped
 from rclpy.action import ActionClient, ActionServer, CancelResponse, GoalResponse
 from rclpy.experimental import EventsExecutor
@@ -30,6 +30,7 @@ from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import Trigger
 
 from genforce_collect.bags import BagReader, session_bags
+from genforce_collect.markers.quality import REFERENCE_SINCE
 from genforce_collect.nodes.common import (
     LATCHED_QOS,
     NAMESPACE,
@@ -71,6 +72,8 @@ class FakeCell(Node):
         self._picture = array.array("B")
         self.surface = 0.0  # height at which the tip touches (m)
         self.refusals = 0  # of the service that takes the reference, before it agrees
+        self.reference_s = 0.1  # until it has the frames for it
+        self.moves_before_reference = 0
         self._halt = threading.Event()
         self._done = threading.Event()
         self._streams = {
@@ -114,10 +117,18 @@ class FakeCell(Node):
                 self.stop()
             response.success = name != "array_1/set_reference" or not self.refusals
             self.refusals -= not response.success
+            if name == "array_1/set_reference" and response.success:
+                threading.Timer(self.reference_s, self._tell_reference, [time.time_ns()]).start()
             response.message = "" if response.success else "2 good frames in a row"
             return response
 
         return answer
+
+    def _tell_reference(self, since_ns: int) -> None:
+        self.moves_before_reference = len(self.moves)
+        status = DiagnosticStatus(name="segmenter", hardware_id="array_1")
+        status.values = [KeyValue(key=REFERENCE_SINCE, value=str(since_ns))]
+        self._diagnostics.publish(DiagnosticArray(status=[status]))
 
     def stop(self) -> None:
         """What a call of robot/stop does."""
@@ -364,6 +375,18 @@ def test_an_estimator_beside_takes_its_reference_after_the_segmenter(session: Se
     assert result.success, result.message
     zeroed = ["netft/tare", "array_1/set_reference", *["array_1/set_force_reference"] * 2]
     assert calls[: len(zeroed)] == zeroed
+
+
+def test_no_contact_begins_before_the_reference_is_taken(session: Session):
+    session.cell.reference_s = 2.0
+    try:
+        result = session.run(bag=str(session.folder / "reference"), contacts=[0])
+    finally:
+        session.cell.reference_s = 0.1
+    assert result.success, result.message
+    before = session.cell.moves[: session.cell.moves_before_reference]
+    assert all(z > 0 for _, _, z in before)
+    assert len(before) < len(session.cell.moves)
 
 
 def test_no_contact_begins_before_the_bag_holds_every_stream(session: Session):

@@ -59,15 +59,22 @@ class Rig:
     def wait(self, done: Callable[[], bool]) -> None:
         assert spin_until(self.executor, done, TIMEOUT_S), "condition not met in time"
 
-    def send(self, message: Any) -> int:
-        stamp_ns = time.time_ns()
+    def send(self, message: Any, age_s: float = 0.0) -> int:
+        stamp_ns = time.time_ns() - round(age_s * 1e9)
         message.header.stamp = to_stamp(stamp_ns)
         message.header.frame_id = "camera"
         self.publisher.publish(message)
         return stamp_ns
 
-    def send_jpeg(self, data: bytes) -> int:
-        return self.send(CompressedImage(format="jpeg", data=array.array("B", data)))
+    def send_jpeg(self, data: bytes, age_s: float = 0.0) -> int:
+        return self.send(CompressedImage(format="jpeg", data=array.array("B", data)), age_s)
+
+    def ask_for_reference(self, sensor: str) -> None:
+        client = self.node.create_client(Trigger, f"{sensor}/set_reference")
+        self.wait(client.service_is_ready)
+        future = client.call_async(Trigger.Request())
+        self.wait(future.done)
+        assert future.result().success
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGINT)
@@ -114,11 +121,7 @@ def test_the_reference_is_taken_anew_on_request(rig: Rig, draw_markers: Callable
     for seed in range(REFERENCE_FRAMES + 1):
         rig.send_jpeg(draw_markers(diameter=16, seed=seed).jpeg)
     rig.wait(lambda: len(rig.markers) == REFERENCE_FRAMES + 1)
-    client = rig.node.create_client(Trigger, "array_1/set_reference")
-    rig.wait(client.service_is_ready)
-    future = client.call_async(Trigger.Request())
-    rig.wait(future.done)
-    assert future.result().success
+    rig.ask_for_reference("array_1")
     fewer = draw_markers().points[:120]
     for seed in range(REFERENCE_FRAMES + 1):
         rig.send_jpeg(draw_markers(points=fewer, diameter=16, seed=seed).jpeg)
@@ -126,6 +129,42 @@ def test_the_reference_is_taken_anew_on_request(rig: Rig, draw_markers: Callable
     assert [message.expected for message in rig.markers[-2:]] == [165, 120]
     assert rig.markers[-2].flags & Markers.FLAG_TOO_FEW
     assert rig.markers[-1].flags == 0
+
+
+@pytest.mark.parametrize(("age_s", "expected"), [(5.0, 165), (1e6, 120)], ids=["late", "replayed"])
+def test_frames_from_before_the_request_are_not_taken_for_the_reference(
+    rig: Rig, draw_markers: Callable[..., Any], age_s: float, expected: int
+) -> None:
+    for seed in range(REFERENCE_FRAMES + 1):
+        rig.send_jpeg(draw_markers(diameter=16, seed=seed).jpeg)
+    rig.wait(lambda: len(rig.markers) == REFERENCE_FRAMES + 1)
+    rig.ask_for_reference("array_1")
+    pressed = draw_markers().points[:120]
+    for seed in range(REFERENCE_FRAMES + 1):
+        rig.send_jpeg(draw_markers(points=pressed, diameter=16, seed=seed).jpeg, age_s)
+    rig.wait(lambda: len(rig.markers) == 2 * (REFERENCE_FRAMES + 1))
+    assert rig.markers[-1].expected == expected
+
+
+def test_taxels_that_were_still_pressed_before_the_request_are_no_baseline() -> None:
+    rig = Rig("uskin", Taxels, "taxels")
+    rest = np.arange(48) + 30000
+    pressed = rest.copy()
+    pressed[2::3] += 500
+
+    def send(counts: Any, age_s: float = 0.0) -> None:
+        data = array.array("i", counts.tolist())
+        rig.send(Taxels(rows=4, cols=4, axes=3, counts=data), age_s)
+
+    send(rest)
+    rig.wait(lambda: len(rig.markers) == 1)
+    rig.ask_for_reference("uskin")
+    send(pressed, age_s=5.0)
+    send(rest)
+    send(pressed)
+    rig.wait(lambda: len(rig.markers) == 4)
+    rig.close()
+    assert np.mean(rig.markers[3].area) > 3 * np.mean(rig.markers[2].area)
 
 
 def test_taxels_are_drawn_as_markers() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntFlag
 
+REFERENCE_SINCE = "reference_since_ns"  # in the segmenter's diagnostics: its reference is of later
+
 
 class Flag(IntFlag):
     """The FLAG_* constants of genforce_msgs/Markers; 0 is a good frame."""

@@ -48,6 +48,7 @@ from genforce_collect.config import (
     load_sensor,
 )
 from genforce_collect.errors import ConfigError, DeviceError, GenforceError
+from genforce_collect.markers.quality import REFERENCE_SINCE
 from genforce_collect.nodes.common import (
     LATCHED_QOS,
     NAMESPACE,
@@ -283,6 +284,8 @@ class RosRig:
         self._heard_at = dict.fromkeys(watched, -math.inf)
         self._next_seq = dict.fromkeys(watched, 0)
         self._began_anew = ""  # a stream whose node was started again
+        self._sensor_name = sensor.name
+        self._reference_since_ns = -1  # when the newest one that the segmenter has was asked for
         self._faults: dict[str, str] = {}  # of the devices that say they are of no use now
         self._state = RobotState(message="the robot node has not spoken yet")
         self._state_heard_at = -math.inf
@@ -412,6 +415,13 @@ class RosRig:
                     if time.monotonic() > deadline:
                         raise
                     self.rest(0.5)
+            if name == self._reference:
+                self._await_reference(now_ns)
+
+    def _await_reference(self, asked_ns: int) -> None:
+        """It is made of the next frames, which must be there before the tip goes in again."""
+        if not self._spin(lambda: self._reference_since_ns >= asked_ns, ZERO_TIMEOUT_S):
+            raise DeviceError(f"no good frames for a reference within {ZERO_TIMEOUT_S:.0f} s")
 
     def start_recording(self, bag: Path, metadata: dict[str, Any]) -> None:
         self._bag = str(bag)
@@ -601,6 +611,9 @@ class RosRig:
             if status.name in self._devices:
                 ill = status.level == DiagnosticStatus.ERROR
                 self._faults[status.name] = status.message if ill else ""
+            elif status.name == "segmenter" and status.hardware_id == self._sensor_name:
+                values = {entry.key: entry.value for entry in status.values}
+                self._reference_since_ns = int(values.get(REFERENCE_SINCE, -1))
 
     def _on_state(self, message: RobotState) -> None:
         self._state_heard_at = time.monotonic()

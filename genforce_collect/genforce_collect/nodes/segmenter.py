@@ -11,6 +11,7 @@ import array
 import queue
 import sys
 import threading
+import time
 from typing import Any
 
 import cv2
@@ -24,10 +25,17 @@ from genforce_collect.config import load_sensor
 from genforce_collect.markers.frontend import Frontend
 from genforce_collect.markers.orientation import Way
 from genforce_collect.markers.packing import HEIGHT, WIDTH, pack_mask
-from genforce_collect.markers.quality import explain
+from genforce_collect.markers.quality import REFERENCE_SINCE, explain
 from genforce_collect.markers.reference import ReferenceTaker
 from genforce_collect.markers.segmentation import MarkerFrame
-from genforce_collect.nodes.common import NAMESPACE, Diagnostics, Stream, run, stream_qos
+from genforce_collect.nodes.common import (
+    NAMESPACE,
+    Diagnostics,
+    Stream,
+    from_stamp,
+    run,
+    stream_qos,
+)
 from genforce_msgs.msg import Markers, Taxels
 
 MAX_RATE_HZ = 120.0  # deep enough a history for any camera
@@ -70,23 +78,31 @@ class SegmenterNode(Node):
         self._stream.flush()
 
     def _set_reference(self, _request: object, response: Trigger.Response) -> Trigger.Response:
-        self._taker.begin()
+        self._inbox.put(time.time_ns())  # in turn: what waits before it is of another moment
         response.success = True
         response.message = f"the next {self._taker.wanted} good frames become the reference"
         return response
 
     def _work(self) -> None:
-        while (message := self._inbox.get()) is not None:
-            if isinstance(message, Taxels):
-                frame = self._frontend.process_taxels(np.asarray(message.counts, np.int32))
+        while (item := self._inbox.get()) is not None:
+            if isinstance(item, int):
+                self._taker.begin(after_ns=item)
             else:
-                frame = self._frontend.process_jpeg(bytes(message.data))
-            if self._taker.offer(frame):
-                self._report_reference()
-            self._counts["frames"] += 1
-            self._counts["flagged"] += bool(frame.flags)
-            self._last_reason = explain(frame.flags)
-            self._stream.publish(self._message(message.header, frame))
+                self._segment(item)
+
+    def _segment(self, message: Any) -> None:
+        wanted = self._taker.wants(from_stamp(message.header.stamp))
+        if isinstance(message, Taxels):
+            frame = self._frontend.process_taxels(np.asarray(message.counts, np.int32))
+        else:
+            frame = self._frontend.process_jpeg(bytes(message.data))
+        if wanted and self._taker.offer(frame):
+            self._report_reference()
+            self._diagnose()  # somebody may wait for it
+        self._counts["frames"] += 1
+        self._counts["flagged"] += bool(frame.flags)
+        self._last_reason = explain(frame.flags)
+        self._stream.publish(self._message(message.header, frame))
 
     def _report_reference(self) -> None:
         if (reference := self._frontend.reference) is None:
@@ -126,7 +142,7 @@ class SegmenterNode(Node):
             DiagnosticStatus.WARN if text else DiagnosticStatus.OK,
             text,
             self._sensor_name,
-            {**self._counts, "waiting": waiting},
+            {**self._counts, "waiting": waiting, REFERENCE_SINCE: self._taker.since_ns},
         )
 
 
