@@ -202,6 +202,19 @@ def test_an_unreachable_box_ends_it_with_one_line_and_exit_code_3(loopback_host,
     assert errors.startswith(f"error: Net F/T box {loopback_host}: no configuration page")
 
 
+def test_a_tare_refused_at_the_start_ends_it_with_the_reason(loopback_host, tmp_path):
+    box = NetftBox(loopback_host, RDT, HTTP, lambda _: WRENCH)
+    box.status_error(0x80020000)
+    cell = tmp_path / "cell.yaml"
+    cell.write_text(CELL.format(host=loopback_host, rdt=RDT, http=HTTP))
+    node = start_node(cell)
+    _, errors = node.communicate(timeout=30)
+    box.close()
+    assert node.returncode == 3
+    assert errors.startswith("error: tare refused: ")
+    assert "saturated" in errors
+
+
 def test_an_unknown_cell_ends_it_with_exit_code_2(tmp_path):
     node = start_node(tmp_path / "none.yaml")
     _, errors = node.communicate(timeout=30)

@@ -40,8 +40,13 @@ class NetftNode(DriverNode):
 
     def connect(self) -> None:
         self._sensor.start()
-        if self._tare_on_start:
-            self._tare(None, Trigger.Response())
+        if not self._tare_on_start:
+            return
+        try:
+            self._take_tare()
+        except DeviceError:  # the guard would take raw values for forces
+            self._sensor.stop()
+            raise
 
     def disconnect(self) -> None:
         self._sensor.stop()
@@ -54,11 +59,15 @@ class NetftNode(DriverNode):
         stream.offset, stream.drift = self._device_clock.offset, self._device_clock.drift
         stream.publish_numbers(stamp_ns, sample.wrench, sample.receive_ns, sample.device_time)
 
+    def _take_tare(self) -> str:
+        tare = str(self._sensor.tare())
+        self.get_logger().info(f"tare: {tare}")
+        return tare
+
     def _tare(self, _request: object, response: Trigger.Response) -> Trigger.Response:
         try:
-            response.message = str(self._sensor.tare())
+            response.message = self._take_tare()
             response.success = True
-            self.get_logger().info(f"tare: {response.message}")
         except DeviceError as error:
             response.message = str(error)
             self.get_logger().error(response.message)
