@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,12 +20,16 @@ from rclpy.action import ActionClient
 from rclpy.experimental import EventsExecutor
 
 from genforce_bringup.graph import GRAPHS
-from genforce_collect.nodes.common import NAMESPACE, await_answer, spin_until
+from genforce_collect.bags import BagReader, is_closed
+from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, await_answer, spin_until
+from genforce_collect.trajectory import Phase
 from genforce_collect.verification import verify
 from genforce_msgs.action import CollectIndent
+from genforce_msgs.msg import Contact
 
 LAUNCH_FILES = Path(__file__).parents[1] / "launch"
 PATIENCE_S = 60.0
+IN_GEL = {Phase.NORMAL_INC, Phase.SHEAR_INC, Phase.SHEAR_DEC, Phase.NORMAL_DEC}
 
 pytestmark = [
     pytest.mark.live,
@@ -72,26 +78,66 @@ def test_the_virtual_cell_starts_by_package_name_and_ends_with_ctrl_c(fast_cell,
     assert "virtual cell" in interrupt(process)
 
 
-def test_a_collection_launched_by_path_records_whole_contacts(fast_cell, tmp_path):
+class Client:
+    """Of a collection that was launched."""
+
+    def __init__(self) -> None:
+        rclpy.init()
+        self._node = rclpy.create_node("client", namespace=NAMESPACE)
+        self._executor = EventsExecutor()
+        self._executor.add_node(self._node)
+        self._action = ActionClient(self._node, CollectIndent, "collect_indent")
+        self.phase = Phase.IDLE
+        self._node.create_subscription(Contact, "contact", self._note, LATCHED_QOS)
+
+    def _note(self, contact: Contact) -> None:
+        self.phase = Phase(contact.phase)
+
+    def spin(self, done: Callable[[], bool]) -> bool:
+        return spin_until(self._executor, done, 2 * PATIENCE_S)
+
+    def send(self, **goal: object) -> Any:
+        assert self.spin(self._action.server_is_ready)
+        assert await_answer(self._executor, self._node, "indenter", PATIENCE_S)
+        goal = CollectIndent.Goal(indenter="sphere", execute_motion=True, **goal)
+        sent = self._action.send_goal_async(goal)
+        assert self.spin(sent.done)
+        return sent.result()
+
+    def close(self) -> None:
+        self._node.destroy_node()
+        self._executor.shutdown()
+        rclpy.shutdown()
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    client = Client()
+    yield client
+    client.close()
+
+
+def test_a_collection_launched_by_path_records_whole_contacts(fast_cell, tmp_path, client):
     process = launch(str(LAUNCH_FILES / "collect_indent.launch.py"), f"cell:={fast_cell}")
-    rclpy.init()
-    node = rclpy.create_node("client", namespace=NAMESPACE)
-    executor = EventsExecutor()
-    executor.add_node(node)
-    client = ActionClient(node, CollectIndent, "collect_indent")
     try:
-        assert spin_until(executor, client.server_is_ready, PATIENCE_S)
-        assert await_answer(executor, node, "indenter", PATIENCE_S)
-        goal = CollectIndent.Goal(indenter="sphere", contacts=[0, 1], bag=str(tmp_path / "bag"))
-        goal.execute_motion = True
-        sent = client.send_goal_async(goal)
-        assert spin_until(executor, sent.done, PATIENCE_S)
-        finished = sent.result().get_result_async()
-        assert spin_until(executor, finished.done, 2 * PATIENCE_S)
+        finished = client.send(contacts=[0, 1], bag=str(tmp_path / "bag")).get_result_async()
+        assert client.spin(finished.done)
         assert finished.result().result.success, finished.result().result.message
     finally:
         text = interrupt(process)
-        node.destroy_node()
-        executor.shutdown()
-        rclpy.shutdown()
     assert verify(tmp_path / "bag").whole_contacts == {0, 1}, text
+
+
+def test_ctrl_c_in_a_contact_lifts_the_tip_and_closes_the_bag(fast_cell, tmp_path, client):
+    plan, bag = tmp_path / "plan.yaml", tmp_path / "bag"
+    plan.write_text("speed_mm_s: 1.0\n")
+    process = launch(str(LAUNCH_FILES / "collect_indent.launch.py"), f"cell:={fast_cell}")
+    try:
+        client.send(plan=str(plan), bag=str(bag))
+        assert client.spin(lambda: client.phase in IN_GEL)
+    finally:
+        text = interrupt(process)
+    assert is_closed(bag), text
+    with BagReader(bag) as reader:
+        *_, last = reader.messages([f"/{NAMESPACE}/robot/tcp_pose"])
+    assert last.message.pose.position.z > 0, text

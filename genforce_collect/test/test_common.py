@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import rclpy
@@ -10,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.experimental import EventsExecutor
 from rclpy.parameter import Parameter
 
+from genforce_collect.config import ENDS_LAST
 from genforce_collect.errors import ConfigError
 from genforce_collect.nodes import common
 from genforce_collect.nodes.common import (
@@ -94,6 +101,27 @@ def test_a_parameter_of_another_type_is_refused_by_name(default: object, given: 
         node.destroy_node()
     finally:
         rclpy.shutdown()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_node_that_is_to_end_last_ignores_sigint_and_ends_by_sigterm(last: bool):
+    node = subprocess.Popen(
+        [sys.executable, "-m", "genforce_collect.nodes.recorder"],
+        env=os.environ | ({ENDS_LAST: "1"} if last else {}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert node.stderr is not None
+        while "ready" not in (line := node.stderr.readline()):
+            assert line
+        (ignored,) = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{node.pid}/status").read_text())
+        assert bool(int(ignored, 16) >> (signal.SIGINT - 1) & 1) == last
+        node.terminate()
+        assert node.wait(PATIENCE_S) == 0
+    finally:
+        node.kill()
+        node.communicate()
 
 
 def test_a_node_is_waited_for_until_it_answers_and_no_longer_than_asked(executor: EventsExecutor):

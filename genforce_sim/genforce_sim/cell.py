@@ -6,6 +6,7 @@ Example: virtual_cell --cell virtual --sensor array_1 --indenter sphere
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from genforce_collect.config import (
+    ENDS_LAST,
     CellConfig,
     SensorConfig,
     SimulationConfig,
@@ -157,6 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, on_signal)
+    if ENDS_LAST in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         cell = load_cell(args.cell)
         sensor = load_sensor(args.sensor)

@@ -30,6 +30,7 @@ from rclpy.time import Time
 
 from genforce_collect.cdr import set_stamp
 from genforce_collect.clock import NS
+from genforce_collect.config import ENDS_LAST
 from genforce_collect.errors import ConfigError, DeviceError, GenforceError
 from genforce_msgs.msg import StreamTimes
 
@@ -309,7 +310,8 @@ def from_stamp(stamp: Any) -> int:
 
 
 def run(make_node: Callable[[], Node]) -> int:
-    """Body of every node's `main`: build it, spin until SIGINT/SIGTERM, close it, exit code.
+    """Body of every node's `main`: build it, spin until SIGINT/SIGTERM (SIGTERM only, where
+    `ENDS_LAST` is in the environment), close it, exit code.
 
     With parameter `after`, a list of names, it is built once those nodes are up. It may define
     `close()`, called once before it is destroyed. A `GenforceError` on the way ends with its
@@ -318,6 +320,8 @@ def run(make_node: Callable[[], Node]) -> int:
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: _stopping.set())
+    if ENDS_LAST in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     node: Node | None = None
     executor = EventsExecutor()
     try:
