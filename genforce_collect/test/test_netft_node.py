@@ -185,6 +185,13 @@ def test_faults_and_losses_show_in_diagnostics(setup):
     assert setup.spin_until(lambda: listener.status.level == DiagnosticStatus.OK)
 
 
+def test_a_status_that_spoils_the_samples_is_told_at_once(setup):
+    assert setup.spin_until(lambda: "tare_Fz" in setup.listener.values)
+    for status, level in [(0x80020000, DiagnosticStatus.ERROR), (0, DiagnosticStatus.OK)] * 3:
+        setup.box.status_error(status)
+        assert setup.spin_until(lambda level=level: setup.listener.status.level == level, 0.5)
+
+
 def test_it_ends_cleanly_on_sigint(setup):
     assert setup.spin_until(lambda: len(setup.listener.wrenches) > 100)
     setup.node.send_signal(signal.SIGINT)

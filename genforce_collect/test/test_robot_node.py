@@ -21,6 +21,7 @@ import pytest
 import rclpy
 import yaml
 from action_msgs.msg import GoalStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped, TwistStamped, WrenchStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -28,6 +29,7 @@ from rclpy.action import ActionClient
 from rclpy.experimental import EventsExecutor
 from std_srvs.srv import Trigger
 
+from genforce_collect.devices.wrench import SENSOR_STATUS
 from genforce_collect.geometry import compose, tip_pose
 from genforce_collect.nodes.common import (
     LATCHED_QOS,
@@ -104,6 +106,7 @@ class Bench:
         self._executor = EventsExecutor()
         self._executor.add_node(node)
         self._wrenches = Stream(node, WrenchStamped, "netft/wrench", WRENCH_HZ)
+        self._reports = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._speeds = node.create_publisher(TwistStamped, "robot/speed_command", 1)
         self.mover = ActionClient(node, MoveLinear, "robot/move_linear")
         self.clients = {
@@ -176,6 +179,12 @@ class Bench:
         answer = self.clients[name].call_async(Trigger.Request())
         assert self.spin(answer.done, 30)
         return answer.result()
+
+    def sensor_says(self, status: int, message: str) -> None:
+        level = DiagnosticStatus.ERROR if status else DiagnosticStatus.OK
+        report = DiagnosticStatus(level=level, name="netft", message=message)
+        report.values = [KeyValue(key=SENSOR_STATUS, value=f"0x{status:08x}")]
+        self._reports.publish(DiagnosticArray(status=[report]))
 
     def still(self) -> bool:
         return not self.controller.is_moving()
@@ -333,6 +342,24 @@ def test_a_force_step_stops_the_arm_and_backs_it_off(bench):
     bench.force = 0.0
     assert bench.spin(lambda: bench.state.ready)
     assert bench.move(PARKED).result.success
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "backs_off"),
+    [(0x80020000, "transducer saturated", True), (0x82000000, "halted", False)],
+)
+def test_forces_that_the_sensor_calls_wrong_stop_the_arm(bench, status, message, backs_off):
+    handle = bench.begin_slow_move()
+    lowest = bench.height()
+    bench.sensor_says(status, message)
+    assert bench.finish(handle).result.message == message
+    if backs_off:
+        assert bench.spin(lambda: bench.height() > lowest + 0.0015), "the tip may press"
+    assert bench.spin(bench.still)
+    assert (bench.height() > lowest) == backs_off
+    assert message in bench.move(PARKED).result.message
+    bench.sensor_says(0, "")
+    assert bench.spin(lambda: bench.state.ready)
 
 
 def test_a_silent_force_sensor_stops_the_arm(bench):

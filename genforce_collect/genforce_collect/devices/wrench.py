@@ -30,6 +30,7 @@ NEWTON_METERS = {
 }
 
 STATUS_SATURATION = 1 << 17  # as in the status word of a Net F/T box
+SENSOR_STATUS = "status"  # that word in the node's diagnostics, in hexadecimal
 RATE_WINDOW_S = 1.0
 SILENT_S = 0.2  # a sensor that gives nothing new for longer is at fault
 RATE_TOLERANCE = 0.05

@@ -79,6 +79,7 @@ HALT_TIMEOUT_S = 1.0
 STOPPED_BY_ANOTHER = "the robot was stopped: somebody called robot/stop"
 STATE_AGE_S = 0.15  # a robot/state this much later than an event was published after it
 SILENT_S = 2.0  # a needed stream without news for longer ends the contact
+FAULT_S = 0.5  # the guard comes first: a stop would cut its retreat short
 LAST_WORD_S = 1.0  # a stream silent for longer at the end of the graph is why it ended
 RECORDER_SILENT_S = 3.0  # it reports five times a second
 STOP_TIMEOUT_S = 20.0  # a bag on a slow disk
@@ -286,7 +287,8 @@ class RosRig:
         self._began_anew = ""  # a stream whose node was started again
         self._sensor_name = sensor.name
         self._reference_since_ns = -1  # when the newest one that the segmenter has was asked for
-        self._faults: dict[str, str] = {}  # of the devices that say they are of no use now
+        # Since when (s) which devices say that they are of no use, and why.
+        self._faults: dict[str, tuple[float, str]] = {}
         self._state = RobotState(message="the robot node has not spoken yet")
         self._state_heard_at = -math.inf
         self._stops_asked = self._stops_heard = 0  # calls of robot/stop by this run, and by anybody
@@ -562,7 +564,8 @@ class RosRig:
             return silent
         if self._began_anew:
             return f"{self._began_anew} began anew: its node was started again"
-        return next(filter(None, self._faults.values()), "")
+        now = time.monotonic()
+        return next((why for since, why in self._faults.values() if now - since > FAULT_S), "")
 
     def _silent(self, longer_than_s: float) -> str:
         """Which stream is silent; empty when none is."""
@@ -609,8 +612,10 @@ class RosRig:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name in self._devices:
-                ill = status.level == DiagnosticStatus.ERROR
-                self._faults[status.name] = status.message if ill else ""
+                if status.level == DiagnosticStatus.ERROR:
+                    self._faults.setdefault(status.name, (time.monotonic(), status.message))
+                else:
+                    self._faults.pop(status.name, None)
             elif status.name == "segmenter" and status.hardware_id == self._sensor_name:
                 values = {entry.key: entry.value for entry in status.values}
                 self._reference_since_ns = int(values.get(REFERENCE_SINCE, -1))

@@ -17,9 +17,11 @@ from genforce_collect.clock import ClockMapper
 from genforce_collect.config import NetftConfig, load_cell
 from genforce_collect.devices.netft import NetftSensor
 from genforce_collect.devices.nidaq import NidaqSensor
-from genforce_collect.devices.wrench import AXES, WrenchSample, WrenchSensor
+from genforce_collect.devices.wrench import AXES, SENSOR_STATUS, WrenchSample, WrenchSensor
 from genforce_collect.errors import DeviceError
 from genforce_collect.nodes.common import DriverNode, NumberStream, run
+
+STATUS_PERIOD_S = 0.02  # how often the newest sample's status is looked at
 
 
 class NetftNode(DriverNode):
@@ -36,6 +38,8 @@ class NetftNode(DriverNode):
         self._stream = NumberStream(self, template, "netft/wrench", config.rate_hz)
         self._sensor = make_sensor(config, self._publish)
         self.create_service(Trigger, "netft/tare", self._tare)
+        self._told_status = 0
+        self.create_timer(STATUS_PERIOD_S, self._tell_status)
         self.start()
 
     def connect(self) -> None:
@@ -73,7 +77,13 @@ class NetftNode(DriverNode):
             self.get_logger().error(response.message)
         return response
 
+    def _tell_status(self) -> None:
+        """Tell at once when the samples cease to be worth anything, or are so again."""
+        if self._active and self._sensor.status != self._told_status:
+            self.diagnose()
+
     def diagnose(self) -> None:
+        self._told_status = self._sensor.status
         health = self._sensor.health()
         tare = self._sensor.tare_taken
         message = health.message
@@ -89,7 +99,7 @@ class NetftNode(DriverNode):
             "received": str(health.received),
             "lost": str(health.lost),
             "age_s": f"{health.age_s:.3f}",
-            "status": f"0x{health.status:08x}",
+            SENSOR_STATUS: f"0x{health.status:08x}",
             **dict(health.details),
             "clock_offset_s": f"{clock.offset:.6f}",
             "clock_drift_ppm": f"{clock.drift * 1e6:.1f}",

@@ -2,8 +2,8 @@
 
 Action `robot/move_linear`, topic `robot/speed_command`, services `robot/stop`, `robot/recover`; all
 poses and twists are in the sensor frame. The guard sees every sample of `netft/wrench` and of the
-arm's own stream: a breach of the cell's limits stops the arm at once, too much force also backs
-it off, and motion is refused until the data are good again.
+arm's own stream, and what the force sensor says of itself: a breach of the cell's limits stops the
+arm at once, too much force also backs it off, and motion is refused until the data are good again.
 
 Parameters: `cell` (name or path), `guard_wrench` (default true; false for a cell without a
 force/torque sensor).
@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import Pose as PoseMessage
 from geometry_msgs.msg import PoseStamped, TwistStamped, WrenchStamped
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
@@ -32,6 +32,7 @@ from genforce_collect.clock import NS, ClockMapper
 from genforce_collect.config import Pose, Vector3, load_cell
 from genforce_collect.devices.ur import SPEED_COMMAND_S, PoseSample, UrRobot
 from genforce_collect.devices.ur_control import STOP_DECELERATION
+from genforce_collect.devices.wrench import SENSOR_STATUS, STATUS_SATURATION
 from genforce_collect.errors import GenforceError, SafetyError
 from genforce_collect.geometry import (
     SensorFrame,
@@ -50,6 +51,7 @@ from genforce_collect.nodes.common import (
 from genforce_collect.safety import (
     STOPPED_ON_REQUEST,
     Breach,
+    BreachKind,
     check_age,
     check_position,
     check_speed,
@@ -99,6 +101,7 @@ class RobotNode(DriverNode):
         self._pose_at: float | None = None
         self._wrench: tuple[float, ...] = ()
         self._wrench_at: float | None = None
+        self._sensor_fault: Breach | None = None  # why the newest wrenches are worth nothing
         self._motion: _Motion | None = None
         self._motion_lock = threading.Lock()
         self._stops = 0
@@ -121,6 +124,9 @@ class RobotNode(DriverNode):
                 self._on_wrench,
                 stream_qos(WRENCH_RATE_HZ),
                 raw=True,
+            )
+            self.create_subscription(
+                DiagnosticArray, "/diagnostics", self._on_diagnostics, stream_qos(10)
             )
         self.create_subscription(TwistStamped, "robot/speed_command", self._on_speed_command, 1)
         self.create_service(Trigger, "robot/stop", self._on_stop)
@@ -177,6 +183,15 @@ class RobotNode(DriverNode):
         motion = self._motion
         if motion is not None and not motion.retreating:
             self._trip(check_wrench(self._limits, wrench[:3], wrench[3:]))
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name != "netft":
+                continue
+            self._sensor_fault = fault = _sensor_fault(status)
+            motion = self._motion
+            if motion is not None and not motion.retreating:
+                self._trip(fault)
 
     def _on_speed_command(self, message: TwistStamped) -> None:
         linear, angular = message.twist.linear, message.twist.angular
@@ -253,7 +268,9 @@ class RobotNode(DriverNode):
         """Why motion would be refused whatever its target."""
         breach = self._age_breach()
         if breach is None and self._guard_wrench:
-            breach = check_wrench(self._limits, self._wrench[:3], self._wrench[3:])
+            breach = self._sensor_fault or check_wrench(
+                self._limits, self._wrench[:3], self._wrench[3:]
+            )
         return breach
 
     def _position(self) -> Vector3:
@@ -404,6 +421,16 @@ class RobotNode(DriverNode):
             f"ur {self._host}",
             values,
         )
+
+
+def _sensor_fault(status: DiagnosticStatus) -> Breach | None:
+    """What the force sensor says of its samples, where it says that they are wrong."""
+    values = {entry.key: entry.value for entry in status.values}
+    word = int(values.get(SENSOR_STATUS, "0"), 16)
+    if status.level != DiagnosticStatus.ERROR or not word:
+        return None
+    pressed = bool(word & STATUS_SATURATION)
+    return Breach(BreachKind.FORCE if pressed else BreachKind.DATA, status.message)
 
 
 def _taken_at(stamp_ns: int) -> float:
