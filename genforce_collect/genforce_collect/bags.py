@@ -4,7 +4,7 @@ most the last second.
 A bag is a folder `<name>/` with `<name>_0.mcap`, `<name>_1.mcap`, ... and `metadata.yaml`. The
 latter is written last, on closing: a folder without it was never closed and is not presented as
 whole until `repair` has cut off its torn end. Messages are kept as they were sent (CDR), with
-their definitions; what is known of the session (cell, sensor, plan, versions, tare) stands as JSON
+their definitions; what is known of the session (cell, sensor, plan, versions) stands as JSON
 in each file's MCAP metadata record and in `metadata.yaml`.
 
 Times: the log time of a message is when it arrived here, its stamp is that of its header, both in
@@ -546,6 +546,9 @@ def session_bags(path: Path | str) -> list[Path]:
 
 def next_session_bag(path: Path | str) -> Path:
     """Where the next run of a session is recorded."""
-    path = Path(path)
-    number = len(session_bags(path))
-    return path.with_name(f"{path.name}_r{number}") if number else path
+    path = free = Path(path)
+    number = 0
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}_r{number}")
+    return free

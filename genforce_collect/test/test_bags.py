@@ -31,7 +31,14 @@ from sensor_msgs.msg import CompressedImage
 from genforce_collect import bag_cli
 from genforce_collect import recording as recording_module
 from genforce_collect.accounting import UNNUMBERED_NS, StreamAccount
-from genforce_collect.bags import BagReader, BagWriter, TopicSpec, repair, session_bags
+from genforce_collect.bags import (
+    BagReader,
+    BagWriter,
+    TopicSpec,
+    next_session_bag,
+    repair,
+    session_bags,
+)
 from genforce_collect.errors import DataError, GenforceError
 from genforce_collect.recording import Recording, RecordingOptions
 from genforce_collect.trajectory import Phase
@@ -554,6 +561,16 @@ def test_resumed_bags_are_found_beside_the_first(tmp_path: Path):
     for name in ("bag", "bag_r1", "bag_r2", "bag_r4"):
         write_bag(tmp_path / name, 1)
     assert [p.name for p in session_bags(tmp_path / "bag")] == ["bag", "bag_r1", "bag_r2"]
+
+
+@pytest.mark.parametrize(
+    ("there", "name"),
+    [([], "bag"), (["bag"], "bag_r1"), (["bag_r1"], "bag"), (["bag", "bag_r2"], "bag_r1")],
+)
+def test_the_next_run_of_a_session_is_recorded_where_nothing_is(tmp_path, there, name):
+    for folder in there:
+        (tmp_path / folder).mkdir()
+    assert next_session_bag(tmp_path / "bag") == tmp_path / name
 
 
 def test_bag_command_reports_as_json_and_by_exit_code(
