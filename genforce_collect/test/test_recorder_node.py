@@ -241,9 +241,10 @@ def test_wrong_requests_are_answered_in_one_line(rig: Rig, tmp_path: Path):
     assert "exists already" in rig.start(tmp_path / "c").message
 
 
-def test_parameters_add_topics_and_guard_the_disk(rig: Rig, tmp_path: Path):
+@pytest.mark.parametrize("topic", [f"/{NAMESPACE}/note", "note"])
+def test_parameters_add_topics_and_guard_the_disk(rig: Rig, tmp_path: Path, topic: str):
     rig.end()
-    rig.launch(f"topics:=['/{NAMESPACE}/note']")
+    rig.launch(f"topics:=['{topic}']")
     assert rig.spin(lambda: rig.producers.note.get_subscription_count() > 0, PATIENCE_S)
     assert rig.start(tmp_path / "bag").success
     rig.producers.note.publish(String(data="hello"))

@@ -55,6 +55,11 @@ def session_topics(sensor: str) -> list[str]:
     ]
 
 
+def absolute(topic: str) -> str:
+    """A relative name is one of this project's namespace."""
+    return topic if topic.startswith("/") else f"/{NAMESPACE}/{topic}"
+
+
 class Recorder(Node):
     """Parameters: sensor; topics, besides the session's; bag, to begin at once; compress,
     split_mb, min_free_mb.
@@ -64,7 +69,8 @@ class Recorder(Node):
         super().__init__("recorder", namespace=NAMESPACE, **node_options)
         sensor = self.declare_parameter("sensor", "array_1").value
         more = self.declare_parameter("topics", [""]).value
-        self._wanted = dict.fromkeys([*session_topics(sensor), *filter(None, more)])
+        added = map(absolute, filter(None, more))
+        self._wanted = dict.fromkeys([*session_topics(sensor), *added])
         self._options = RecordingOptions(
             compress=self.declare_parameter("compress", True).value,
             split_bytes=self.declare_parameter("split_mb", 4096).value * 2**20,
@@ -137,7 +143,7 @@ class Recorder(Node):
             metadata = json.loads(request.metadata or "{}")
         except ValueError as error:
             raise ConfigError(f"metadata is not JSON: {error}") from error
-        topics = frozenset(request.topics or self._wanted)
+        topics = frozenset(map(absolute, request.topics or self._wanted))
         if unknown := topics - set(self._wanted):
             raise ConfigError(
                 f"not subscribed to {', '.join(sorted(unknown))}: name them in the recorder's "
