@@ -197,7 +197,7 @@ def prepare(goal: Goal, cell: CellConfig, sensor: SensorConfig) -> Job:
     if bag is not None and (earlier := session_bags(bag)):
         if not goal.resume:
             raise ConfigError(f"{bag}: exists already; give another name or resume it")
-        session = _check_resumable(earlier[0], plan, sensor, goal.indenter) or session
+        session = _check_resumable(earlier[0], plan, cell, sensor, goal.indenter) or session
         whole = frozenset[int]().union(*(verify(path).whole_contacts for path in earlier))
         wanted = [index for index in wanted if index not in whole]
         bag = next_session_bag(bag)
@@ -205,17 +205,19 @@ def prepare(goal: Goal, cell: CellConfig, sensor: SensorConfig) -> Job:
     return Job(session, cell, sensor, goal, plan, contacts, bag)
 
 
-def _check_resumable(bag: Path, plan: Plan, sensor: SensorConfig, indenter: str) -> str:
+def _check_resumable(
+    bag: Path, plan: Plan, cell: CellConfig, sensor: SensorConfig, indenter: str
+) -> str:
     """Session of an earlier bag. Raises `DataError` where it is of another collection."""
     with BagReader(bag) as reader:
         recorded = reader.metadata
-    for what, now in (
-        ("sensor", sensor.name),
-        ("indenter", indenter),
-        ("plan", _plan_data(plan)["contacts"]),
+    for what, known, now in (
+        ("cell", recorded.get("cell_config", {}).get("name"), cell.name),
+        ("sensor", recorded.get("sensor"), sensor.name),
+        ("indenter", recorded.get("indenter"), indenter),
+        ("plan", recorded.get("plan", {}).get("contacts"), _plan_data(plan)["contacts"]),
     ):
-        known = recorded.get(what)
-        if (known["contacts"] if isinstance(known, dict) else known) != now:
+        if known != now:
             raise DataError(f"{bag}: was recorded with another {what}; give another name")
     return str(recorded["session"])
 

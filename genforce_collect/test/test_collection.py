@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from genforce_collect import collection
+from genforce_collect.bags import BagWriter
 from genforce_collect.collection import (
     FAILURES_IN_A_ROW,
     Announcement,
@@ -17,11 +18,12 @@ from genforce_collect.collection import (
     Counts,
     Goal,
     Outcome,
+    job_metadata,
     prepare,
     run_collection,
 )
 from genforce_collect.config import Vector3, load_cell, load_sensor
-from genforce_collect.errors import DeviceError
+from genforce_collect.errors import DataError, DeviceError
 from genforce_collect.geometry import TIP_ROTATION
 from genforce_collect.safety import check_target
 from genforce_collect.trajectory import Phase
@@ -265,6 +267,20 @@ def test_a_search_for_the_surface_that_breaks_off_leaves_the_tip_out_of_the_gel(
         touch(rig, tmp_path)
     assert rig.position[2] > rig.surface
     assert "start_recording" not in rig.log
+
+
+@pytest.mark.parametrize("what", ["cell", "sensor", "indenter", "plan"])
+def test_only_the_same_collection_is_resumed(tmp_path: Path, what: str):
+    cells = [CELL.model_copy(update={"name": "lab"}) if what == "cell" else CELL, CELL]
+    sensors = [load_sensor("array_2") if what == "sensor" else SENSOR, SENSOR]
+    goals = [
+        Goal("cone" if what == "indenter" else "sphere", "press" if what == "plan" else ""),
+        Goal("sphere", bag=str(tmp_path / "bag"), resume=True),
+    ]
+    first, again = zip(goals, cells, sensors, strict=True)
+    BagWriter(tmp_path / "bag", job_metadata(prepare(*first))).close()
+    with pytest.raises(DataError, match=f"another {what}"):
+        prepare(*again)
 
 
 def test_the_union_of_resumed_runs_is_the_plan(tmp_path: Path, monkeypatch):
