@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from genforce_collect.bags import BagReader
 from genforce_collect.errors import DataError
 from genforce_collect.markers.tracking import Tracker
+from genforce_collect.trajectory import LOADED_PHASES, Phase
 
 STEP_S = 0.002
 MAX_LAG_S = (-0.1, 0.4)  # searched
@@ -24,8 +25,7 @@ MIN_FORCE_N = 0.3  # a contact below it shows too little
 MIN_FRAMES = 8
 MIN_CONTACTS = 4
 GROUPS = 4  # of contacts, measured apart to tell the spread
-PHASES_WITH_MOTION = range(2, 6)  # normal_inc to normal_dec of genforce_msgs/Contact
-IDLE, DONE, INVALID = 0, 6, 7
+ENDS = (Phase.DONE, Phase.INVALID, Phase.IDLE)
 
 Signal = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ def measure_latency(bag: Path, sensor: str | None = None) -> Latency:
         image_t, motion = _motion(reader, topics[0])
         force_t, force = _force(reader)
         spans = []
-        for start, stop in _contacts(reader):
+        for start, stop in contact_spans(reader):
             seen = (image_t >= start) & (image_t <= stop)
             felt = (force_t >= start) & (force_t <= stop)
             if min(seen.sum(), felt.sum()) < MIN_FRAMES:
@@ -130,15 +130,15 @@ def _force(reader: BagReader) -> tuple[Signal, Signal]:
     return np.array([t for t, _ in rows]), vectors
 
 
-def _contacts(reader: BagReader) -> list[tuple[float, float]]:
+def contact_spans(reader: BagReader) -> list[tuple[float, float]]:
     """Start and end (s) of each whole contact."""
     topics = [topic for topic in reader.topics if topic.endswith("/contact")]
     spans, start = [], None
     for _, stamp_ns, _, message in reader.messages(topics):
-        if message.phase in PHASES_WITH_MOTION and start is None:
+        if message.phase in LOADED_PHASES and start is None:
             start = stamp_ns * 1e-9
-        elif message.phase in (DONE, INVALID, IDLE) and start is not None:
-            if message.phase == DONE:
+        elif message.phase in ENDS and start is not None:
+            if message.phase == Phase.DONE:
                 spans.append((start, stamp_ns * 1e-9))
             start = None
     return spans
