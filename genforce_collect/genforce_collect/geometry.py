@@ -54,20 +54,6 @@ def matrix_from_rotvec(rotvec: Sequence[float]) -> Matrix3:
     )
 
 
-def rotvec_from_matrix(matrix: Sequence[Sequence[float]]) -> Vector3:
-    """Canonical rotation vector (rad) of a rotation matrix, by its largest quaternion element."""
-    (a, b, c), (d, e, f), (g, h, i) = matrix
-    squares = (1 + a - e - i, 1 - a + e - i, 1 - a - e + i, 1 + a + e + i)
-    largest = squares.index(max(squares))
-    columns: tuple[Quaternion, ...] = (
-        (squares[0], b + d, c + g, h - f),
-        (b + d, squares[1], f + h, c - g),
-        (c + g, f + h, squares[2], d - b),
-        (h - f, c - g, d - b, squares[3]),
-    )
-    return rotvec_from_quaternion(columns[largest])
-
-
 def multiply(a: Quaternion, b: Quaternion) -> Quaternion:
     """Quaternion of rotation `b` followed by rotation `a`."""
     ax, ay, az, aw = a
@@ -104,17 +90,6 @@ def rotation_between(start: Sequence[float], end: Sequence[float]) -> Vector3:
     return rotvec_from_quaternion(
         multiply(quaternion_from_rotvec(end), conjugate(quaternion_from_rotvec(start)))
     )
-
-
-def nearest_rotvec(rotvec: Sequence[float], to: Sequence[float]) -> Vector3:
-    """The spelling of a canonical rotation vector that lies nearest to `to`: a stream of
-    rotations near π does not jump between the two signs of its axis."""
-    x, y, z = rotvec
-    angle = math.sqrt(x * x + y * y + z * z)
-    if angle < _SMALL_ANGLE or x * to[0] + y * to[1] + z * to[2] >= 0:
-        return (x, y, z)
-    scale = (angle - 2 * math.pi) / angle
-    return (x * scale, y * scale, z * scale)
 
 
 # --- poses ------------------------------------------------------------------------------------
