@@ -195,12 +195,9 @@ def make_room(out: Path, config: DemoConfig) -> None:
         if not _is_demos(folder):
             raise ConfigError(f"{folder}: was made by no demo; move it, or choose another --out")
     if out.exists():
-        keep = (out / SUMMARY).is_file() or not (previous / SUMMARY).is_file()
-        if not keep:
-            shutil.rmtree(out)
-        else:
-            if previous.exists():
-                shutil.rmtree(previous)
+        broken_off = not (out / SUMMARY).is_file() and (previous / SUMMARY).is_file()
+        shutil.rmtree(out if broken_off else previous, ignore_errors=True)
+        if not broken_off:
             out.rename(previous)
     out.mkdir(parents=True)
     (out / BEGUN).write_text(json.dumps(asdict(config), indent=2) + "\n")
@@ -208,9 +205,9 @@ def make_room(out: Path, config: DemoConfig) -> None:
 
 def _is_demos(folder: Path) -> bool:
     """Whether a demo made it, or nothing is there yet."""
-    if folder.is_dir():
-        return (folder / BEGUN).is_file() or not any(folder.iterdir())
-    return not folder.exists()
+    if folder.is_dir() and any(folder.iterdir()):
+        return (folder / BEGUN).is_file() or (folder / SUMMARY).is_file()
+    return folder.is_dir() or not folder.exists()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from sensor_msgs.msg import CompressedImage
 from genforce_collect.clock import NS, ClockMapper
 from genforce_collect.config import CameraConfig, load_cell, load_sensor, parse_section
 from genforce_collect.devices.camera import Camera, CameraFrame
-from genforce_collect.nodes.common import DriverNode, Stream, run
+from genforce_collect.nodes.common import DriverNode, Stream, declare, run
 
 
 class CameraNode(DriverNode):
@@ -44,7 +44,7 @@ class CameraNode(DriverNode):
 
     def _overridden(self, config: CameraConfig) -> CameraConfig:
         source = str(self.declare_parameter("source", "").value)
-        fps = float(self.declare_parameter("fps", 0.0).value)
+        fps = declare(self, "fps", 0.0)
         loop = bool(self.declare_parameter("loop", config.loop).value)
         values = config.model_dump() | {"loop": loop}
         values |= {"source": source} if source else {}

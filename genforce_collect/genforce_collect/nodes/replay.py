@@ -16,7 +16,7 @@ from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
 
 from genforce_collect.bags import TopicSpec
-from genforce_collect.nodes.common import NAMESPACE, run, to_stamp
+from genforce_collect.nodes.common import NAMESPACE, declare, run, to_stamp
 from genforce_collect.nodes.messages import message_class
 from genforce_collect.replay import Player, ReplayOptions
 
@@ -43,7 +43,7 @@ class Replay(Node):
     def _declared_options(self) -> ReplayOptions:
         return ReplayOptions(
             Path(self.declare_parameter("bag", "").value),
-            self.declare_parameter("rate", 1.0).value,
+            declare(self, "rate", 1.0),
             self.declare_parameter("loop", False).value,
             self.declare_parameter("paused", False).value,
             tuple(filter(None, self.declare_parameter("topics", [""]).value)),

@@ -17,7 +17,7 @@ from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 
 from genforce_collect.config import load_sensor
-from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, run
+from genforce_collect.nodes.common import LATCHED_QOS, NAMESPACE, declare, run
 from genforce_collect.nodes.messages import message_class
 from genforce_collect.view.command import DEFAULT_IMAGE_RATE_HZ, DEFAULT_PORT, open_view
 
@@ -35,7 +35,7 @@ class ViewerNode(Node):
         super().__init__("viewer", namespace=NAMESPACE)
         sensor = load_sensor(str(self.declare_parameter("sensor", "array_1").value))
         port = int(self.declare_parameter("port", DEFAULT_PORT).value)
-        rate_hz = float(self.declare_parameter("image_rate", DEFAULT_IMAGE_RATE_HZ).value)
+        rate_hz = declare(self, "image_rate", DEFAULT_IMAGE_RATE_HZ)
         self._classes: dict[str, type] = {}
         self._view = open_view(sensor, port, self._deserialize, rate_hz)
         # Of no executor, which would wake for each message.

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from genforce_collect.bags import BagReader
 from genforce_collect.config import SensorConfig, load_sensor
 from genforce_collect.errors import ConfigError, DataError
@@ -118,11 +116,9 @@ def run(args: argparse.Namespace) -> int:
         ended.wait()
         view.close()
         return 0
+    from genforce_collect.nodes.common import parameter_words
     from genforce_collect.nodes.viewer import main
 
     parameters = {"sensor": args.sensor or "array_1", "port": args.port}
-    pairs = [
-        f"{name}:={yaml.safe_dump(value).splitlines()[0]}" for name, value in parameters.items()
-    ]
-    sys.argv = ["viewer", "--ros-args", *(word for pair in pairs for word in ("-p", pair))]
+    sys.argv = ["viewer", "--ros-args", *parameter_words(parameters)]
     return main()
