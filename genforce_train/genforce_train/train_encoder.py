@@ -84,7 +84,7 @@ def train(settings: EncoderSettings, quiet: bool = False) -> dict[str, Any]:
         "seconds": run.seconds,
         "steps": run.meta["step"],
         "images": len(learned),
-        "validation": load_checkpoint(run.best).meta["scores"],
+        "validation": run.restore_best()["scores"],
     }
     run.finish(metrics)
     return metrics

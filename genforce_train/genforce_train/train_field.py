@@ -147,7 +147,7 @@ def train(settings: FieldSettings, quiet: bool = False) -> dict[str, Any]:
         "seconds": run.seconds,
         "steps": run.meta["step"],
         "samples": len(data),
-        "validation": load_checkpoint(run.best).meta["scores"],
+        "validation": run.restore_best()["scores"],
     }
     run.finish(metrics)
     return metrics

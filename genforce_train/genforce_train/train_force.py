@@ -156,7 +156,7 @@ def train(settings: ForceSettings, quiet: bool = False) -> dict[str, Any]:
             run.keep(error)
 
     # --- scores
-    load_checkpoint(run.best).restore_model(net)
+    run.restore_best()
     metrics: dict[str, Any] = {
         "seconds": run.seconds,
         "steps": run.meta["step"],

@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 
 from genforce_collect.errors import ConfigError, DataError
-from genforce_train.checkpoint import load_checkpoint
 from genforce_train.losses import hinge, image_loss, perceptual_loss, pixel_places, place_loss
 from genforce_train.models.encoder import MarkerEncoder, freeze
 from genforce_train.models.m2m import CompactTranslator, Translator
@@ -116,7 +115,7 @@ def train(settings: M2mSettings, quiet: bool = False) -> dict[str, Any]:
             run.keep(scores["rms_px"], scores)
 
     # --- scores
-    load_checkpoint(run.best).restore_model(net)
+    run.restore_best()
     metrics: dict[str, Any] = {"seconds": run.seconds, "steps": run.meta["step"]}
     for use in ("validation", "test"):
         if len(pairs.uses[use]):

@@ -218,12 +218,23 @@ class Run:
         """The result of work that the first process does, in all of them."""
         return self._agreed(work() if self.main else None)
 
+    def restore_best(self) -> dict[str, Any]:
+        """Give the network its best weights, in the first process, which wrote them and is to score
+        them; returns what was kept with them, in all."""
+
+        def restore() -> dict[str, Any]:
+            saved = load_checkpoint(self.best)
+            saved.restore_model(self.net)
+            return saved.meta
+
+        return self.once(restore)
+
     def finish(self, metrics: dict[str, Any]) -> None:
         """Keep the final metrics beside the best checkpoint and in it."""
         if self.main:
-            best = load_checkpoint(self.best)
-            best.restore_model(self.net)
-            save_checkpoint(self.best, self.net, best.meta | {"metrics": metrics})
+            saved = load_checkpoint(self.best)
+            saved.restore_model(self.net)
+            save_checkpoint(self.best, self.net, saved.meta | {"metrics": metrics})
             write_json(self.out / METRICS, metrics)
 
     @property
