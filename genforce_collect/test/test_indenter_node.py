@@ -94,7 +94,7 @@ class FakeCell(Node):
             "robot/move_linear",
             self._move,
             goal_callback=lambda _: GoalResponse.ACCEPT,
-            cancel_callback=lambda _: CancelResponse.ACCEPT,
+            cancel_callback=self._on_cancel,
         )
         self._thread = threading.Thread(target=self._publish)
         self._thread.start()
@@ -139,11 +139,18 @@ class FakeCell(Node):
         finished = Future(executor=self.executor)
         threading.Thread(target=self._drive, args=(handle, finished)).start()
         message = await finished
-        if message:
+        if message and handle.is_cancel_requested:
+            handle.canceled()
+        elif message:
             handle.abort()
         else:
             handle.succeed()
         return MoveLinear.Result(success=not message, message=message)
+
+    def _on_cancel(self, _) -> CancelResponse:
+        self.calls.append("cancel")
+        self._halt.set()
+        return CancelResponse.ACCEPT
 
     def _drive(self, handle, finished: Future) -> None:
         goal = handle.request
@@ -557,7 +564,7 @@ def test_cancel_stops_the_robot_retracts_and_closes_the_bag(session: Session):
     result = finished.result().result
     assert not result.success
     assert "operator" in result.message
-    assert "robot/stop" in session.cell.calls
+    assert {"cancel", "robot/stop"} & set(session.cell.calls)
     assert session.cell.position[2] >= 0.002
     assert checked(result).whole_contacts == set(range(result.contacts))
 
@@ -581,6 +588,8 @@ def test_a_move_that_is_stuck_has_the_contact_repeated(session: Session):
     reasons = [c.reason for c in verify(result.bag).contacts if not c.whole]
     assert len(reasons) == 1
     assert "the arm is stuck" in reasons[0]
+    assert "cancel" in session.cell.calls
+    assert "robot/stop" not in session.cell.calls, "it would end a retreat of the guard too"
 
 
 @pytest.mark.parametrize("at", ["in a move", "between two moves"])

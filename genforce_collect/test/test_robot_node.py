@@ -344,6 +344,22 @@ def test_a_force_step_stops_the_arm_and_backs_it_off(bench):
     assert bench.move(PARKED).result.success
 
 
+def test_a_cancel_after_a_force_step_does_not_cut_the_retreat_short(bench):
+    """As when a run ends in that moment, on a host too busy for the result to be there."""
+    handle = bench.begin_slow_move()
+    lowest = bench.height()
+    bench.process.send_signal(signal.SIGSTOP)  # the force is there first, then the cancel
+    bench.force = -FORCE_LIMIT - 1
+    bench.spin(lambda: False, 0.1)
+    handle.cancel_goal_async()
+    bench.spin(lambda: False, 0.1)
+    bench.process.send_signal(signal.SIGCONT)
+    assert "beyond 12 N" in bench.finish(handle).result.message
+    assert bench.spin(lambda: bench.height() > lowest + 0.0015), "less what it sank meanwhile"
+    bench.force = 0.0
+    assert bench.spin(lambda: bench.state.ready)
+
+
 @pytest.mark.parametrize(
     ("status", "message", "backs_off"),
     [(0x80020000, "transducer saturated", True), (0x82000000, "halted", False)],

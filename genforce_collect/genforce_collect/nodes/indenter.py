@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from action_msgs.msg import GoalStatus
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import Point, PoseStamped, Quaternion, WrenchStamped
 from rclpy.action import ActionClient, ActionServer, CancelResponse, GoalResponse
+from rclpy.action.client import ClientGoalHandle
 from rclpy.action.server import ServerGoalHandle
 from rclpy.experimental import EventsExecutor
 from rclpy.node import Node
@@ -76,7 +78,7 @@ RETREAT_TIMEOUT_S = 60.0  # of the guard's, slowed down by the pendant's slider
 CALL_TIMEOUT_S = 5.0
 ZERO_TIMEOUT_S = 10.0
 HALT_TIMEOUT_S = 1.0
-STOPPED_BY_ANOTHER = "the robot was stopped: somebody called robot/stop"
+STOPPED_BY_ANOTHER = "the robot was stopped: somebody called robot/stop or cancelled its move"
 STATE_AGE_S = 0.15  # a robot/state this much later than an event was published after it
 SILENT_S = 2.0  # a needed stream without news for longer ends the contact
 FAULT_S = 0.5  # the guard comes first: a stop would cut its retreat short
@@ -297,7 +299,8 @@ class RosRig:
         self._recorder_error = ""
         self._recorded: frozenset[str] = frozenset()  # topics of which the bag holds something
         self._recorder_heard_at = -math.inf
-        self._motion: Future | None = None  # result of the newest move; None while unknown
+        self._goal: ClientGoalHandle | None = None  # the newest move; None while unknown
+        self._motion: Future | None = None  # its result
         for message_type, topic, callback, qos in (
             (StreamTimes, "stream_times", self._on_stream_times, stream_qos(100)),
             (RobotState, "robot/state", self._on_state, stream_qos(10)),  # none of before this run
@@ -340,7 +343,7 @@ class RosRig:
         goal.pose.orientation = TOOL_DOWN
         if gone := self._robot_gone():
             raise ContactBroken(gone)
-        self._motion = None  # until it is accepted, nobody knows whether the robot moves
+        self._goal = self._motion = None  # until accepted, nobody knows whether the robot moves
         headway = Headway(time.monotonic())
 
         def note(message: MoveLinear.Impl.FeedbackMessage) -> None:
@@ -349,9 +352,11 @@ class RosRig:
         handle = self._wait_moving(self._mover.send_goal_async(goal, note), headway)
         if not handle.accepted:
             raise ContactBroken(f"the robot refused to move: {self._state.message or 'busy'}")
-        self._motion = handle.get_result_async()
-        result = self._wait_moving(self._motion, headway).result
-        if result.message == STOPPED_ON_REQUEST:
+        self._goal, self._motion = handle, handle.get_result_async()
+        answer = self._wait_moving(self._motion, headway)
+        result = answer.result
+        cancelled = answer.status == GoalStatus.STATUS_CANCELED
+        if cancelled or result.message == STOPPED_ON_REQUEST:
             raise Cancelled(STOPPED_BY_ANOTHER)
         if not result.success:
             self._await_rest()
@@ -359,17 +364,21 @@ class RosRig:
 
     def halt(self) -> None:
         motion = self._motion
+
+        def ended() -> bool:
+            return motion is None or motion.done() or bool(self._robot_gone())
+
         if motion is not None and motion.done():
             return  # what moves now is a retreat of the guard
+        if self._goal is not None:  # cancelled, and not stopped, for the same reason
+            self._goal.cancel_goal_async()
+            if spin_until(self._executor, ended, HALT_TIMEOUT_S):
+                return
         client = self._clients["robot/stop"]
         if client.service_is_ready():
             self._stops_asked += 1
             client.call_async(Trigger.Request())
-            spin_until(
-                self._executor,
-                lambda: motion is None or motion.done() or bool(self._robot_gone()),
-                HALT_TIMEOUT_S,
-            )
+            spin_until(self._executor, ended, HALT_TIMEOUT_S)
 
     def _await_rest(self) -> None:
         """Let the robot end what it does by itself: after too much force it backs off."""

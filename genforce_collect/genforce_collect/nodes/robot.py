@@ -335,7 +335,10 @@ class RobotNode(DriverNode):
         return result
 
     def _on_cancel(self, _: ServerGoalHandle) -> CancelResponse:
-        self._robot.stop("the move was cancelled")
+        with self._motion_lock:
+            motion = self._motion
+        if motion is not None and not motion.retreating:  # the guard may have ended that move
+            self._robot.stop("the move was cancelled")
         return CancelResponse.ACCEPT
 
     def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
