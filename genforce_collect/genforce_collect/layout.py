@@ -20,8 +20,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,6 @@ class Contact:
         """Number of the last frame of each phase, in the order of the phases."""
         ends = np.flatnonzero(np.diff(self.phase.astype(int)) != 0)
         return [*ends.tolist(), len(self) - 1]
-
-    def with_wrench(self, wrench: np.ndarray) -> Contact:
-        """The same contact with other labels."""
-        return replace(self, wrench=wrench)
 
 
 def unpack(bits: np.ndarray) -> np.ndarray:
@@ -395,15 +391,6 @@ def read_columns(path: Path, columns: Iterable[str], at_least: int | None = None
             raise DataError(f"{path}: line {line}: {len(row)} values in {len(header)} columns")
     whole = np.array([row for row in values if row], float).reshape(-1, len(header))
     return np.pad(whole, ((0, 0), (0, len(columns) - len(header))))
-
-
-def matched_contacts(layout: Layout, sensors: Iterable[str]) -> Iterator[list[ContactKey]]:
-    """Contacts that all the sensors hold: same indenter, same number."""
-    held = {(key.sensor, key.indenter, key.number) for key in layout.contacts()}
-    sensors = list(sensors)
-    for indenter, number in sorted({(i, n) for s, i, n in held if s == sensors[0]}):
-        if all((sensor, indenter, number) in held for sensor in sensors):
-            yield [ContactKey(sensor, indenter, number) for sensor in sensors]
 
 
 def _read_integers(path: Path) -> np.ndarray:

@@ -37,6 +37,8 @@ from genforce_msgs.srv import StartRecording, StopRecording
 pytestmark = pytest.mark.live
 
 PATIENCE_S = 60.0  # a test that waits this long has failed, however busy the machine
+# By its file, whose topics are those of the name in it.
+SENSOR = Path(__file__).parents[2] / "launch" / "config" / "sensors" / "array_1.yaml"
 IMAGE = f"/{NAMESPACE}/array_1/image/compressed"
 WRENCH = f"/{NAMESPACE}/netft/wrench"
 
@@ -96,7 +98,7 @@ class Rig:
         self.stop_client = self.node.create_client(StopRecording, "recorder/stop")
 
     def launch(self, *parameters: str) -> None:
-        words = [word for p in ("sensor:=array_1", *parameters) for word in ("-p", p)]
+        words = [word for p in (f"sensor:={SENSOR}", *parameters) for word in ("-p", p)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "genforce_collect.nodes.recorder", "--ros-args", *words]
         )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from genforce_collect.errors import DataError
-from genforce_collect.layout import ContactKey, Layout, matched_contacts, pack, unpack
+from genforce_collect.layout import ContactKey, Layout, pack, unpack
 from genforce_train.build import (
     BagContents,
     BuildConfig,
@@ -396,14 +396,6 @@ def test_three_column_labels_and_jpeg_frames_of_others_are_read(toy_contact, tmp
     again = Layout(tmp_path).read(contact.key)
     assert (again.bits != contact.bits).mean() < 0.01
     np.testing.assert_allclose(again.wrench[:, :3], contact.wrench[:, :3], atol=1e-5)
-
-
-def test_contacts_of_sensors_are_matched_by_indenter_and_number(toy_contact, tmp_path):
-    layout = Layout(tmp_path)
-    for sensor, number in (("a", 0), ("a", 1), ("b", 1), ("b", 2)):
-        layout.write(toy_contact(number, sensor=sensor, frames=4))
-    pairs = list(matched_contacts(layout, ["a", "b"]))
-    assert pairs == [[ContactKey("a", "sphere", 1), ContactKey("b", "sphere", 1)]]
 
 
 def test_majority_outvotes_a_speck():

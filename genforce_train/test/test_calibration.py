@@ -91,7 +91,7 @@ def test_carried_labels_are_those_the_target_would_have_measured(
     """Of another depth, slide and direction than were calibrated."""
     press = {"number": 7, "depth": 0.6, "slide": 0.8, "turn": np.array([-0.6, 0.8]), "at": (2, 1)}
     truth = punch(toy_contact, "soft", SOFT, **press)
-    unknown = truth.with_wrench(np.zeros_like(truth.wrench))
+    unknown = replace(truth, wrench=np.zeros_like(truth.wrench))
     cache = cache_of(tmp_path, [punch(toy_contact, "hard", HARD, **press), unknown])
     (contact,) = cache.select(["soft"])
     (partner,) = partners(cache, [contact], "hard")
@@ -109,7 +109,7 @@ def test_shear_that_no_calibration_knows_of_is_carried_in_proportion(
     out = slice(FRAMES, 2 * FRAMES)
     across[out, :2] = np.outer(np.linspace(0, 0.5, FRAMES), [-TURN[1], TURN[0]])
     cache = cache_of(
-        tmp_path, [press.with_wrench(press.wrench + across), punch(toy_contact, "soft", SOFT)]
+        tmp_path, [replace(press, wrench=press.wrench + across), punch(toy_contact, "soft", SOFT)]
     )
     (contact,) = cache.select(["soft"])
     hard, soft = (Calibration.fit(calibration, sensor) for sensor in ("hard", "soft"))
@@ -128,7 +128,7 @@ def test_load_that_no_calibration_knows_of_is_carried_to_gels_of_one_shape(
     known = slides(tmp_path / "slides", toy_contact, gels)
     press = punch(toy_contact, "hard", HARD)
     more = np.where(np.arange(6) == 2, 1.1, 1.0)
-    contacts = [press.with_wrench(press.wrench * more), punch(toy_contact, name, SOFT)]
+    contacts = [replace(press, wrench=press.wrench * more), punch(toy_contact, name, SOFT)]
     cache = cache_of(tmp_path / "data", contacts)
     (contact,) = cache.select([name])
     hard, soft = (Calibration.fit(known, sensor) for sensor in gels)
@@ -193,7 +193,7 @@ def test_training_takes_the_carried_labels(calibration, toy_contact, tmp_path):
     for number, depth in enumerate((0.4, 1.0)):
         contacts.append(punch(toy_contact, "hard", HARD, number, depth))
         unknown = punch(toy_contact, "soft", SOFT, number, depth)
-        contacts.append(unknown.with_wrench(np.zeros_like(unknown.wrench)))
+        contacts.append(replace(unknown, wrench=np.zeros_like(unknown.wrench)))
     layout = Layout(tmp_path / "data")
     for sensor in ("hard", "soft"):
         layout.write_rest(sensor, contacts[0].bits[:1].repeat(4, 0), np.zeros((4, 6)))

@@ -35,7 +35,7 @@ def contacts(toy_contact):
 def late(contact, shift_s):
     times = (contact.stamp_ns - contact.stamp_ns[0]) * 1e-9
     wrench = np.stack([np.interp(times - shift_s, times, row) for row in contact.wrench.T], 1)
-    return contact.with_wrench(wrench)
+    return replace(contact, wrench=wrench)
 
 
 def test_true_labels_are_trusted(contacts, tmp_path):
@@ -80,7 +80,7 @@ def test_a_gel_that_relaxes_reads_as_no_lag(contacts, tmp_path):
         strain, past = contact.wrench, np.zeros_like(contact.wrench)
         for row in range(1, len(past)):
             past[row] = past[row - 1] + (strain[row] - past[row - 1]) / 15
-        return contact.with_wrench(strain - past / 6)
+        return replace(contact, wrench=strain - past / 6)
 
     cache = open_layout(write(tmp_path, [relaxed(contact) for contact in contacts]).root)
     assert find_lag(cache, cache.select()).best == pytest.approx(0, abs=0.002)
@@ -114,7 +114,7 @@ def test_contacts_another_sensor_lacks_are_counted(contacts, tmp_path):
 
 def shuffled(contacts):
     rng = np.random.default_rng(0)
-    return [c.with_wrench(c.wrench[rng.permutation(len(c))]) for c in contacts]
+    return [replace(c, wrench=c.wrench[rng.permutation(len(c))]) for c in contacts]
 
 
 def test_shuffled_labels_are_not_trusted(toy_contact, tmp_path):
@@ -153,13 +153,15 @@ def test_a_pixel_that_changes_in_one_contact_alone_does_not_carry_the_model_away
 
 def test_check_counts_what_is_there_and_what_is_wrong(contacts, tmp_path):
     rng = np.random.default_rng(0)
-    noisy = [c.with_wrench(c.wrench + rng.normal(0, 0.01, c.wrench.shape)) for c in contacts[:3]]
+    noisy = [
+        replace(c, wrench=c.wrench + rng.normal(0, 0.01, c.wrench.shape)) for c in contacts[:3]
+    ]
     frozen = noisy[1].bits.copy()
     frozen[2:6] = frozen[2]
     clipped = noisy[2].wrench.copy()
     clipped[:, 2] = np.maximum(clipped[:, 2], -1.0)
     layout = write(
-        tmp_path, [noisy[0], replace(noisy[1], bits=frozen), noisy[2].with_wrench(clipped)]
+        tmp_path, [noisy[0], replace(noisy[1], bits=frozen), replace(noisy[2], wrench=clipped)]
     )
     (layout.root / "img/toy/sphere/0/0005.npy").unlink()
     cache = open_layout(layout.root)

@@ -38,7 +38,7 @@ def write(root, toy_contact, label_scale=1.0, indenters=("sphere", "cone"), numb
         for indenter in indenters:
             for number in numbers:
                 contact = toy_contact(number, sensor, indenter, frames=12)
-                layout.write(contact.with_wrench(contact.wrench * scale))
+                layout.write(replace(contact, wrench=contact.wrench * scale))
         rest = toy_contact(0, sensor, frames=4)
         layout.write_reference(sensor, rest.bits[0])
         layout.write_rest(sensor, rest.bits[:1].repeat(8, 0), np.zeros((8, 6)))

@@ -23,6 +23,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile
 
 from genforce_collect.bags import TopicSpec
+from genforce_collect.config import load_sensor
 from genforce_collect.errors import ConfigError, GenforceError
 from genforce_collect.nodes.common import (
     LATCHED_QOS,
@@ -67,7 +68,7 @@ class Recorder(Node):
 
     def __init__(self, **node_options: Any) -> None:
         super().__init__("recorder", namespace=NAMESPACE, **node_options)
-        sensor = self.declare_parameter("sensor", "array_1").value
+        sensor = load_sensor(str(self.declare_parameter("sensor", "array_1").value)).name
         more = self.declare_parameter("topics", [""]).value
         added = map(absolute, filter(None, more))
         self._wanted = dict.fromkeys([*session_topics(sensor), *added])
