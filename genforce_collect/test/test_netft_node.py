@@ -150,6 +150,7 @@ def test_the_tare_at_start_is_on_record_and_a_new_one_replaces_it(setup):
     tare = [float(listener.values[f"tare_{axis}"]) for axis in ("Fx", "Fy", "Fz")]
     assert tare == pytest.approx(WRENCH[:3], abs=0.01)
     assert listener.status.level == DiagnosticStatus.OK
+    assert setup.spin_until(lambda: abs(setup.newest()[2]) < 0.02)  # past the samples before it
 
     setup.wrench = 2 * WRENCH
     assert setup.spin_until(lambda: abs(setup.newest()[2] + 2.0) < 0.02)
