@@ -19,9 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from genforce_collect.errors import ConfigError
 
-# In the environment of what ends last: SIGINT, which ros2 launch sends to all at once, is ignored.
-ENDS_LAST = "GENFORCE_ENDS_LAST"
-
 Point2 = tuple[float, float]
 Vector3 = tuple[float, float, float]
 Pose = tuple[float, float, float, float, float, float]

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+from collections.abc import Callable
+
+# In the environment of what ends last: SIGINT, which ros2 launch sends to all at once, is ignored.
+ENDS_LAST = "GENFORCE_ENDS_LAST"
 
 
 def end_with_parent() -> None:
     """For a child before it runs its program: a killed parent leaves nothing behind."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def call_at_end(end: Callable[[], object]) -> None:
+    """For the main thread: call `end` on SIGTERM, and on SIGINT unless `ENDS_LAST` is set."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: end())
+    if ENDS_LAST in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

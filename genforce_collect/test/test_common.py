@@ -16,7 +16,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.experimental import EventsExecutor
 from rclpy.parameter import Parameter
 
-from genforce_collect.config import ENDS_LAST
 from genforce_collect.errors import ConfigError
 from genforce_collect.nodes import common
 from genforce_collect.nodes.common import (
@@ -27,6 +26,7 @@ from genforce_collect.nodes.common import (
     parameter_words,
     spin_until,
 )
+from genforce_collect.processes import ENDS_LAST
 
 pytestmark = pytest.mark.live
 

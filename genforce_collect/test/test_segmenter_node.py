@@ -117,15 +117,19 @@ def test_every_frame_in_a_burst_gets_the_marker_image_it_gets_offline(
     assert rig.markers[-1].expected == 165
 
 
-def test_the_reference_is_taken_anew_on_request(rig: Rig, draw_markers: Callable[..., Any]) -> None:
+def show(rig: Rig, draw_markers: Callable[..., Any], age_s: float = 0.0, **drawing: Any) -> None:
+    """Enough frames for a reference and one more, and wait for their marker images."""
+    wanted = len(rig.markers) + REFERENCE_FRAMES + 1
     for seed in range(REFERENCE_FRAMES + 1):
-        rig.send_jpeg(draw_markers(diameter=16, seed=seed).jpeg)
-    rig.wait(lambda: len(rig.markers) == REFERENCE_FRAMES + 1)
+        rig.send_jpeg(draw_markers(diameter=16, seed=seed, **drawing).jpeg, age_s)
+    rig.wait(lambda: len(rig.markers) == wanted)
+
+
+def test_the_reference_is_taken_anew_on_request(rig: Rig, draw_markers: Callable[..., Any]) -> None:
+    show(rig, draw_markers)
     rig.ask_for_reference("array_1")
     fewer = draw_markers().points[:120]
-    for seed in range(REFERENCE_FRAMES + 1):
-        rig.send_jpeg(draw_markers(points=fewer, diameter=16, seed=seed).jpeg)
-    rig.wait(lambda: len(rig.markers) == 2 * (REFERENCE_FRAMES + 1))
+    show(rig, draw_markers, points=fewer)
     assert [message.expected for message in rig.markers[-2:]] == [165, 120]
     assert rig.markers[-2].flags & Markers.FLAG_TOO_FEW
     assert rig.markers[-1].flags == 0
@@ -135,14 +139,10 @@ def test_the_reference_is_taken_anew_on_request(rig: Rig, draw_markers: Callable
 def test_frames_from_before_the_request_are_not_taken_for_the_reference(
     rig: Rig, draw_markers: Callable[..., Any], age_s: float, expected: int
 ) -> None:
-    for seed in range(REFERENCE_FRAMES + 1):
-        rig.send_jpeg(draw_markers(diameter=16, seed=seed).jpeg)
-    rig.wait(lambda: len(rig.markers) == REFERENCE_FRAMES + 1)
+    show(rig, draw_markers)
     rig.ask_for_reference("array_1")
     pressed = draw_markers().points[:120]
-    for seed in range(REFERENCE_FRAMES + 1):
-        rig.send_jpeg(draw_markers(points=pressed, diameter=16, seed=seed).jpeg, age_s)
-    rig.wait(lambda: len(rig.markers) == 2 * (REFERENCE_FRAMES + 1))
+    show(rig, draw_markers, age_s, points=pressed)
     assert rig.markers[-1].expected == expected
 
 

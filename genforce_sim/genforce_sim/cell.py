@@ -6,20 +6,17 @@ Example: virtual_cell --cell virtual --sensor array_1 --indenter sphere
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from genforce_collect.config import (
-    ENDS_LAST,
     CellConfig,
     SensorConfig,
     SimulationConfig,
@@ -28,6 +25,7 @@ from genforce_collect.config import (
 )
 from genforce_collect.errors import ConfigError, DeviceError, GenforceError
 from genforce_collect.geometry import compose, tip_pose
+from genforce_collect.processes import call_at_end
 from genforce_sim.devices.mjpeg_camera import MjpegCamera
 from genforce_sim.devices.netft_box import NetftBox
 from genforce_sim.devices.ur_controller import UrController
@@ -153,14 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `ros2 launch` appends its own arguments.
     args = parser.parse_args(words[: words.index("--ros-args")] if "--ros-args" in words else words)
     stop = threading.Event()
-
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, on_signal)
-    if ENDS_LAST in os.environ:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    call_at_end(stop.set)
     try:
         cell = load_cell(args.cell)
         sensor = load_sensor(args.sensor)

@@ -153,9 +153,9 @@ def build(
     """Add the whole contacts of the bags to the layout at `root`.
 
     What is there is kept, unless `force`; of what several bags hold the first counts; the same bags
-    give the same bytes. A bag that cannot be
-    read or is of another cell than the first, and a contact that does not join, are left out and
-    named in the report. Raises `DataError` where no bag is left.
+    give the same bytes. A bag that cannot be read or is of another cell than the first, and a
+    contact that does not join, are left out and named in the report. Raises `DataError` where no
+    bag is left.
     """
     config = config or BuildConfig()
     layout = Layout(root)

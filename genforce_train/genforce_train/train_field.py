@@ -202,11 +202,16 @@ def _samples(
     return mirror(images, fields, rng) if settings.mirror else (images, fields)
 
 
-def load_field(checkpoint: str | Path) -> FieldNet:
-    """The field model of a checkpoint, ready to run. Raises `DataError`."""
+def load_field(checkpoint: str | Path, sha256: str = "") -> FieldNet:
+    """The field model of a checkpoint, ready to run. Raises `DataError`, also where its weights
+    are others than `sha256`, where given."""
     saved = load_checkpoint(checkpoint)
     if saved.meta.get("kind") != "field":
         raise DataError(f"{checkpoint}: a {saved.meta.get('kind')} checkpoint, expected a field's")
+    if sha256 and saved.sha256() != sha256:
+        raise DataError(
+            f"{checkpoint}: trained anew since the force model that reads it; train that one again"
+        )
     net = FieldNet()
     saved.restore_model(net)
     return net.eval()
@@ -214,12 +219,8 @@ def load_field(checkpoint: str | Path) -> FieldNet:
 
 def load_reader(checkpoint: str | Path, refinements: int, sha256: str = "") -> nn.Module:
     """What reads the displacement: the field model of a checkpoint, refined so many times by the
-    markers that it misses. Raises `DataError`, also where its weights are others than `sha256`."""
-    net = load_field(checkpoint)
-    if sha256 and load_checkpoint(checkpoint).sha256() != sha256:
-        raise DataError(
-            f"{checkpoint}: trained anew since the force model that reads it; train that one again"
-        )
+    markers that it misses. Raises `DataError` as `load_field`."""
+    net = load_field(checkpoint, sha256)
     return RefinedField(net, refinements).eval() if refinements else net
 
 

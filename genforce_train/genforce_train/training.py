@@ -221,20 +221,13 @@ class Run:
     def restore_best(self) -> dict[str, Any]:
         """Give the network its best weights, in the first process, which wrote them and is to score
         them; returns what was kept with them, in all."""
-
-        def restore() -> dict[str, Any]:
-            saved = load_checkpoint(self.best)
-            saved.restore_model(self.net)
-            return saved.meta
-
-        return self.once(restore)
+        return self.once(self._load_best)
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Keep the final metrics beside the best checkpoint and in it."""
         if self.main:
-            saved = load_checkpoint(self.best)
-            saved.restore_model(self.net)
-            save_checkpoint(self.best, self.net, saved.meta | {"metrics": metrics})
+            meta = self._load_best()
+            save_checkpoint(self.best, self.net, meta | {"metrics": metrics})
             write_json(self.out / METRICS, metrics)
 
     @property
@@ -246,6 +239,11 @@ class Run:
     def last(self) -> Path:
         """Checkpoint that a resumed run goes on from."""
         return self.out / "last.safetensors"
+
+    def _load_best(self) -> dict[str, Any]:
+        saved = load_checkpoint(self.best)
+        saved.restore_model(self.net)
+        return saved.meta
 
     def _begin(self) -> None:
         if self.main:  # what an earlier run left here is not this one's

@@ -26,7 +26,7 @@ from genforce_bringup.graph import (
     find_graph,
 )
 from genforce_bringup.supervisor import LAST_WORDS_S, LEADERS_S
-from genforce_collect.config import ENDS_LAST
+from genforce_collect.processes import ENDS_LAST
 
 
 def describe(graph_name: str) -> LaunchDescription:

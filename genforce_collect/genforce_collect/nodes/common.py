@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import math
 import os
-import signal
 import struct
 import sys
 import threading
@@ -30,8 +29,8 @@ from rclpy.time import Time
 
 from genforce_collect.cdr import set_stamp
 from genforce_collect.clock import NS
-from genforce_collect.config import ENDS_LAST
 from genforce_collect.errors import ConfigError, DeviceError, GenforceError
+from genforce_collect.processes import call_at_end
 from genforce_msgs.msg import StreamTimes
 
 NAMESPACE = "genforce"
@@ -304,6 +303,11 @@ def to_stamp(time_ns: int) -> Any:
     return Time(nanoseconds=time_ns).to_msg()
 
 
+def values_of(status: DiagnosticStatus) -> dict[str, str]:
+    """What a status carries, by name."""
+    return {entry.key: entry.value for entry in status.values}
+
+
 def from_stamp(stamp: Any) -> int:
     """builtin_interfaces/Time as host system time in ns."""
     return int(stamp.sec) * NS + int(stamp.nanosec)
@@ -318,10 +322,7 @@ def run(make_node: Callable[[], Node]) -> int:
     one-line text on stderr and its exit code.
     """
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: _stopping.set())
-    if ENDS_LAST in os.environ:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    call_at_end(_stopping.set)
     node: Node | None = None
     executor = EventsExecutor()
     try:

@@ -59,6 +59,7 @@ from genforce_collect.nodes.common import (
     spin_until,
     stream_qos,
     to_stamp,
+    values_of,
 )
 from genforce_collect.safety import STOPPED_ON_REQUEST
 from genforce_collect.trajectory import STUCK_S, Headway
@@ -626,8 +627,7 @@ class RosRig:
                 else:
                     self._faults.pop(status.name, None)
             elif status.name == "segmenter" and status.hardware_id == self._sensor_name:
-                values = {entry.key: entry.value for entry in status.values}
-                self._reference_since_ns = int(values.get(REFERENCE_SINCE, -1))
+                self._reference_since_ns = int(values_of(status).get(REFERENCE_SINCE, -1))
 
     def _on_state(self, message: RobotState) -> None:
         self._state_heard_at = time.monotonic()

@@ -47,6 +47,7 @@ from genforce_collect.nodes.common import (
     run,
     stream_qos,
     to_stamp,
+    values_of,
 )
 from genforce_collect.safety import (
     STOPPED_ON_REQUEST,
@@ -428,8 +429,7 @@ class RobotNode(DriverNode):
 
 def _sensor_fault(status: DiagnosticStatus) -> Breach | None:
     """What the force sensor says of its samples, where it says that they are wrong."""
-    values = {entry.key: entry.value for entry in status.values}
-    word = int(values.get(SENSOR_STATUS, "0"), 16)
+    word = int(values_of(status).get(SENSOR_STATUS, "0"), 16)
     if status.level != DiagnosticStatus.ERROR or not word:
         return None
     pressed = bool(word & STATUS_SATURATION)

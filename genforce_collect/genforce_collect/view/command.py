@@ -8,7 +8,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from genforce_collect.bags import BagReader
 from genforce_collect.config import SensorConfig, load_sensor
 from genforce_collect.errors import ConfigError, DataError
+from genforce_collect.processes import call_at_end
 
 if TYPE_CHECKING:
     from genforce_collect.view.scene import Scene
@@ -111,8 +111,7 @@ def run(args: argparse.Namespace) -> int:
         view = show_bag(args.bag, args.sensor, args.port)
         print(f"{args.bag}: {view.address}\nCtrl-C ends", flush=True)
         ended = threading.Event()
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, lambda *_: ended.set())
+        call_at_end(ended.set)
         ended.wait()
         view.close()
         return 0
