@@ -12,7 +12,7 @@ ENDS_LAST = "GENFORCE_ENDS_LAST"
 
 
 def end_with_parent() -> None:
-    """For a child before it runs its program: a killed parent leaves nothing behind."""
+    """For a child before it does anything else: a killed parent leaves nothing behind."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from genforce_collect.config import load_sensor
@@ -112,7 +113,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> No
         "synth.add_arguments(p); synth.run(p.parse_args(sys.argv[1:]))"
     )
     run = subprocess.Popen(
-        [sys.executable, "-c", code, *words, "-o", str(killed), "--jobs", "1"],
+        [sys.executable, "-c", code, *words, "-o", str(killed), "--jobs", "2"],
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
@@ -120,8 +121,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> No
         assert time.monotonic() < deadline
         assert run.poll() is None
         time.sleep(0.005)
+    workers = psutil.Process(run.pid).children()
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
+    assert not psutil.wait_procs(workers, timeout=10)[1]  # nobody writes beside the run to come
     assert len(list(killed.glob("force/*/*/*/ft.csv"))) < 10
     make(*words, "-o", killed)
     assert digest(killed) == digest(tmp_path / "whole")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -267,6 +271,26 @@ def test_two_recipes_do_not_mix(recipe, finished):
 def test_experiments_are_over_all_ordered_pairs(name, pairs):
     assert len(set(EXPERIMENTS[name].pairs())) == pairs
     assert set(EXPERIMENTS[name].quick) <= set(EXPERIMENTS[name].pairs())
+
+
+def test_a_killed_experiment_leaves_no_worker_that_trains_on(tmp_path):
+    code = (
+        "import time; from pathlib import Path; from functools import partial\n"
+        "from genforce_train.experiment_work import Task, _make\n"
+        "def work(out):\n    Path(out).touch(); time.sleep(60)\n"
+        f"outs = [f'{tmp_path}/{{name}}' for name in 'ab']\n"
+        "_make([[Task(out, partial(work, out), 1.0) for out in outs]], 2)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = psutil.Process(run.pid).children()
+    run.kill()
+    run.wait()
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
 def test_error_of_peak_is_by_contact():
