@@ -10,6 +10,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from genforce_infer.bundle import InputSpec, Manifest, Normalisation, read_bundl
 CONFIG = Path(__file__).parents[1] / "launch" / "config"
 EXAMPLES = 30
 PATIENCE_S = 20.0
+POLL_S = 0.01  # how soon a server of a test ends
 
 bounded = settings(
     max_examples=EXAMPLES,
@@ -247,7 +249,7 @@ def force_sensor_box(host: str, page: bytes, record: bytes) -> Iterator[NetftCon
     ):
         stream.bind((host, 0))
         stream.settimeout(PATIENCE_S)
-        for work in (web.serve_forever, send):
+        for work in (partial(web.serve_forever, POLL_S), send):
             threading.Thread(target=work, daemon=True).start()
         yield NetftConfig(host=host, http_port=web.server_port, rdt_port=stream.getsockname()[1])
         web.shutdown()
