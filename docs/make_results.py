@@ -28,6 +28,7 @@ from genforce_train.experiment_report import FORCES, Result, each, images, label
 
 PAGE = Path(__file__).parent / "results.md"
 FIGURES = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- (\w+): ([\w, ]+) -->\n)((?:\|.*\n)*)")
 DIGITS = 5  # that are kept; tables show three
 
@@ -94,7 +95,8 @@ def take(folder: Path) -> None:
         for name, ones in (("results", kept), ("labels", judged))
     }
     parts = ",\n".join(f'"{name}": [\n{lines}\n]' for name, lines in rows.items())
-    text = f'{{"recipe": {json.dumps(recipe)},\n{parts}}}\n'
+    made_by = json.dumps(recipe).replace(f"{ROOT}/", "")  # paths as from the project's folder
+    text = f'{{"recipe": {made_by},\n{parts}}}\n'
     (FIGURES / f"{folder.resolve().name}.json").write_text(text)
 
 

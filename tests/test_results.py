@@ -30,6 +30,12 @@ def test_the_tables_on_the_page_are_what_was_measured(make_results):
     assert make_results.written(page) == page
 
 
+def test_figures_name_no_path_of_one_machine(make_results):
+    for path in make_results.FIGURES.glob("*.json"):
+        recipe = json.loads(path.read_text())["recipe"]
+        assert not [value for value in recipe.values() if str(value).startswith("/")], path
+
+
 def test_a_finished_experiment_changes_its_own_tables_alone(make_results, tmp_path, monkeypatch):
     monkeypatch.setattr(make_results, "FIGURES", tmp_path / "figures")
     result = {"r2": SCORES, "mae": SCORES, "mae_total_n": 0.5, "fz_of_peak": 0.25, "seed": 3}
@@ -38,13 +44,16 @@ def test_a_finished_experiment_changes_its_own_tables_alone(make_results, tmp_pa
         for method in ("field, 0 pairs", "oracle")
         for indenters in ("seen", "unseen")
     ]
+    recipe = {"experiment": "softness", "seed": 3, "data": str(DOCS.parent / "runs/data")}
     folder = tmp_path / "softness"
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(results))
-    (folder / "recipe.json").write_text(json.dumps({"experiment": "softness", "seed": 3}))
+    (folder / "recipe.json").write_text(json.dumps(recipe))
     judged = {"source": "a", "target": "b", "labels": "calibrated", "r2": SCORES, "error": SCORES}
     (folder / "labels.json").write_text(json.dumps([judged]))
     make_results.take(folder)
+    kept = json.loads((make_results.FIGURES / "softness.json").read_text())
+    assert kept["recipe"] == recipe | {"data": "runs/data"}
     page = "a\n\n<!-- softness: mean, unseen -->\n| old |\n| --- |\n\n| other |\n"
     text = make_results.written(page)
     assert "| old |" not in text

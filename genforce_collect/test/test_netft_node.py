@@ -19,7 +19,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
-from genforce_collect.nodes.common import from_stamp, stream_qos
+from genforce_collect.nodes.common import from_stamp, stream_qos, values_of
 from genforce_msgs.msg import StreamTimes
 from genforce_sim.devices.netft_box import NetftBox
 
@@ -58,7 +58,7 @@ class Listener(Node):
 
     @property
     def values(self) -> dict[str, str]:
-        return {} if self.status is None else {v.key: v.value for v in self.status.values}
+        return {} if self.status is None else values_of(self.status)
 
 
 class Setup:

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from genforce_collect.config import load_sensor
 from genforce_collect.errors import ConfigError, DataError, DeviceError
-from genforce_collect.processes import end_with_parent
+from genforce_collect.processes import local_workers
 from genforce_collect.trajectory import load_plan
 from genforce_sim.collection import CollectionSpec, collection_tasks
 from genforce_sim.fieldset import FieldSuite, write_shard
@@ -138,7 +138,7 @@ def _work_off(tasks: list[tuple[Any, ...]], args: argparse.Namespace) -> int:
 def _backend(scheduler: str | None) -> Iterator[None]:
     """Local processes, or the workers of a Dask cluster that share the output folder."""
     if scheduler is None:
-        with joblib.parallel_config("loky", inner_max_num_threads=1, initializer=end_with_parent):
+        with local_workers():
             yield
         return
     try:

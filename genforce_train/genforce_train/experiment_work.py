@@ -15,7 +15,7 @@ import joblib
 import numpy as np
 
 from genforce_collect.layout import Layout, write_json
-from genforce_collect.processes import end_with_parent
+from genforce_collect.processes import local_workers
 from genforce_train.cache import UNSEEN_INDENTERS, Cache, open_layout, split_contacts
 from genforce_train.experiment import Method, Pair, Recipe, seen_indenters
 from genforce_train.sequences import FrameSource
@@ -343,10 +343,7 @@ def _make(rounds: Iterable[list[Task]], workers: int) -> None:
     """Make all tasks of a round, then those of the next, so many at a time, the longest first."""
     rounds = [sorted(tasks, key=lambda task: -task.cost) for tasks in rounds]
     clock = _Clock([task.cost for tasks in rounds for task in tasks])
-    with (
-        joblib.parallel_config("loky", inner_max_num_threads=1, initializer=end_with_parent),
-        warnings.catch_warnings(),
-    ):
+    with local_workers(), warnings.catch_warnings():
         # A worker that has grown, by mapped files too, is replaced between two tasks.
         warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
         for tasks in filter(None, rounds):
